@@ -1,0 +1,21 @@
+"""Shared by every test: `tests/support` is importable, and reference data is found in one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Folder with `schemas/` and `models/`: $EDGEWRIGHT_REFERENCE_DATA, else `../shared` beside the project."""
+    folder = Path(os.environ.get("EDGEWRIGHT_REFERENCE_DATA", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}: set EDGEWRIGHT_REFERENCE_DATA")
+    return folder
