@@ -95,12 +95,14 @@ class BlobWriter:
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data)
-        while self._unwritten_bytes := len(view):
+        self._unwritten_bytes = len(view)
+        while view:
             # Unbuffered files may take less than they are given.
             written = self._file.write(view)
             self._hash.update(view[:written])
             self.size += written
             view = view[written:]
+            self._unwritten_bytes = len(view)
         return len(data)
 
     def flush(self) -> None:
