@@ -29,6 +29,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -161,7 +162,7 @@ class ContentStore:
     def size(self, digest: ImageDigest) -> int:
         return self._stat(digest).st_size
 
-    def open(self, digest: ImageDigest) -> BinaryIO:
+    def open(self, digest: ImageDigest) -> BufferedReader:
         """Open a blob for reading, unverified.
 
         Raises:
@@ -388,7 +389,7 @@ class ContentStore:
         os.fsync(file.fileno())
         # The lock goes with the file: whoever opened the old name meanwhile sees that it is gone and starts anew.
         path.replace(self.path(writer.digest))
-        _sync_folder(self._blobs)
+        sync_folder(self._blobs)
 
     def _stat(self, digest: ImageDigest) -> os.stat_result:
         try:
@@ -507,10 +508,11 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder survive a power cut."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
