@@ -49,6 +49,7 @@ from typing import Any, Protocol
 
 from edge_contracts.errors import HubError
 from iot_hub.mqtt_codec import (
+    MAX_REMAINING_BYTES,
     SUBSCRIBE_FAILURE,
     Connack,
     ConnackCode,
@@ -306,6 +307,20 @@ class Connection(asyncio.Protocol):
         """End the connection; returns at once, `on_disconnected` follows."""
         self._end(reason)
 
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the handler; at most `QUEUE_BYTES` and one message more."""
+        return self._queued_bytes
+
+    def silent_s(self, now: float) -> float:
+        """Seconds without a byte from the client; none while we are not reading."""
+        return 0.0 if self._paused else now - self.last_heard_at
+
+    def abort(self) -> None:
+        """Cut what is left of the connection, its TLS farewell included."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # Sending.
 
     def _send(self, topic: str, payload: bytes, qos: int, acknowledged: asyncio.Future[None] | None) -> None:
@@ -344,6 +359,7 @@ class Connection(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.info = ConnectionInfo(str(peer[0]) if peer else "", certificate)
+        self._server.open_transports.add(self)
         if self.end_reason is not None:
             transport.abort()
 
@@ -365,20 +381,26 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._server.open_transports.discard(self)
         self._end(DisconnectReason.LOST)
 
     def _receive(self, packet: Packet) -> None:
-        """PUBACK is not queued, so that a handler may wait for the one of its own message."""
+        """PUBACK and PINGREQ overtake the queue: a slow handler must not make a client look or feel dead."""
         if self.end_reason is not None:
             return
-        if isinstance(packet, Puback) and self._connected:
-            acknowledged = self._in_flight.pop(packet.packet_id, None)
-            if acknowledged is not None and not acknowledged.done():
-                acknowledged.set_result(None)
-            return
-        self._queue.append(packet)
-        self._queued_bytes += _weight(packet)
-        self._start_pump()
+        if self._connected and isinstance(packet, Puback):
+            self._acknowledged(packet.packet_id)
+        elif self._connected and isinstance(packet, Pingreq):
+            self._write(encode(Pingresp()))
+        else:
+            self._queue.append(packet)
+            self._queued_bytes += _weight(packet)
+            self._start_pump()
+
+    def _acknowledged(self, packet_id: int) -> None:
+        acknowledged = self._in_flight.pop(packet_id, None)
+        if acknowledged is not None and not acknowledged.done():
+            acknowledged.set_result(None)
 
     def _refuse(self, error: MqttProtocolError) -> None:
         log.info("%r: %s", self, error)
@@ -394,6 +416,7 @@ class Connection(asyncio.Protocol):
     def _resume(self) -> None:
         if self._paused and len(self._queue) * 2 <= QUEUE_PACKETS and self._queued_bytes * 2 <= QUEUE_BYTES:
             self._paused = False
+            self.last_heard_at = time.monotonic()
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
@@ -441,6 +464,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._handle(packet)
         except MqttProtocolError as error:
+            self._queue.clear()
             self._refuse(error)
         except MqttReject as reject:
             log.info("%r: rejected: %s", self, reject)
@@ -466,7 +490,7 @@ class Connection(asyncio.Protocol):
 
     async def _connect(self, connect: Connect) -> None:
         self.client_id = connect.client_id
-        verdict = await self._authenticate(connect)
+        verdict = ConnackCode.SERVER_UNAVAILABLE if self.end_reason else await self._authenticate(connect)
         if isinstance(verdict, ConnackCode):
             self._write(encode(Connack(verdict)))
             self._end_now(DisconnectReason.REFUSED)
@@ -478,9 +502,10 @@ class Connection(asyncio.Protocol):
         self.keep_alive_s = connect.keep_alive_s
         if connect.will is not None:
             self.will = Publish(connect.will.topic, connect.will.payload, retain=connect.will.retain)
-        self._decoder.max_remaining_bytes = Decoder().max_remaining_bytes
+        self._decoder.max_remaining_bytes = MAX_REMAINING_BYTES
         session_present = await self._server.admit(self)
-        if self.end_reason is not None:
+        if self.end_reason is not None:  # it left, or a newer connection took over, in the meantime
+            self._queue.clear()
             return
         self._connected = True
         self._write(encode(Connack(ConnackCode.ACCEPTED, session_present)))
@@ -519,9 +544,6 @@ class Connection(asyncio.Protocol):
             self.subscriptions.discard(topic_filter)
             await self._server.handler.on_unsubscribe(self, topic_filter)
         self._write(encode(Unsuback(unsubscribe.packet_id)))
-
-    async def _on_pingreq(self, _packet: Pingreq) -> None:
-        self._write(encode(Pingresp()))
 
     async def _on_disconnect(self, _packet: Disconnect) -> None:
         self.will = None
@@ -572,7 +594,6 @@ _HANDLERS: dict[type, Callable[[Connection, Any], Any]] = {
     Publish: Connection._on_publish,
     Subscribe: Connection._on_subscribe,
     Unsubscribe: Connection._on_unsubscribe,
-    Pingreq: Connection._on_pingreq,
     Disconnect: Connection._on_disconnect,
 }
 
@@ -607,6 +628,7 @@ class MqttServer:
         self.connect_timeout_s = connect_timeout_s
         self.max_subscriptions = max_subscriptions
         self.is_stopping = False
+        self.open_transports: set[Connection] = set()
         self._ssl_context = ssl_context
         self._max_unauthenticated = max_unauthenticated
         self._sweep_interval_s = sweep_interval_s
@@ -632,15 +654,17 @@ class MqttServer:
     async def stop(self) -> None:
         """Stop listening, end every connection and wait, at most 10 s, until handlers have heard of it."""
         self.is_stopping = True
-        if self._socket is not None:
-            self._socket.close()
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
         ending = [*self._connections.values(), *self._unauthenticated]
         for connection in ending:
             connection.close()
         await asyncio.gather(*(self._retire(connection) for connection in ending))
+        for connection in list(self.open_transports):
+            connection.abort()
 
     # For the hub.
 
@@ -743,7 +767,6 @@ class MqttServer:
 
     async def _handshake(self, connection: Connection, client: socket.socket) -> None:
         try:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 client,
@@ -751,14 +774,9 @@ class MqttServer:
                 ssl_handshake_timeout=self.connect_timeout_s,
                 ssl_shutdown_timeout=2.0,
             )
-        except OSError as error:  # ssl.SSLError and ConnectionError are such
+        except OSError as error:  # ssl.SSLError and ConnectionError are such; asyncio has closed the socket
             log.debug("TLS handshake failed: %s", error)
             self._unauthenticated.discard(connection)
-            client.close()
-        except BaseException:
-            self._unauthenticated.discard(connection)
-            client.close()
-            raise
 
     async def _sweep(self) -> None:
         """One timer for all connections: thousands of idle ones cost a walk through a dict each second."""
@@ -770,7 +788,7 @@ class MqttServer:
                     connection.close(DisconnectReason.NO_CONNECT)
             for connection in list(self._connections.values()):
                 keep_alive_s = connection.keep_alive_s or LONGEST_KEEP_ALIVE_S
-                if now - connection.last_heard_at > 1.5 * keep_alive_s:
+                if connection.silent_s(now) > 1.5 * keep_alive_s:
                     connection.close(DisconnectReason.KEEP_ALIVE)
                 elif connection.expires_at is not None and wall >= connection.expires_at:
                     connection.close(DisconnectReason.TOKEN_EXPIRED)
@@ -781,7 +799,7 @@ def _shrink_tls_buffers() -> None:
     from asyncio import sslproto
 
     protocol = getattr(sslproto, "SSLProtocol", None)
-    if isinstance(getattr(protocol, "max_size", None), int):
+    if protocol is not None and isinstance(getattr(protocol, "max_size", None), int):
         protocol.max_size = min(protocol.max_size, TLS_BUFFER_BYTES)
 
 
