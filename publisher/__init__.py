@@ -1,0 +1,31 @@
+"""The workstation's side: workspace, models, images, credentials, manifests.
+
+from publisher import ContainerImage, Image, Model, Workspace
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from publisher.images import ContainerImage, Image
+    from publisher.models import Model
+    from publisher.workspace import Workspace
+
+__all__ = ["ContainerImage", "Image", "Model", "Workspace"]
+
+_MODULES = {
+    "ContainerImage": "publisher.images",
+    "Image": "publisher.images",
+    "Model": "publisher.models",
+    "Workspace": "publisher.workspace",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first asked for: `edgewright --help` imports this package and needs none of them.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,227 @@
+"""Builds scoring images in process: no daemon, no Dockerfile, no emulation, both platforms at once.
+
+A layer is made only when nothing in the workspace has the same inputs; documents are always written, which costs
+nothing and gives the same digests. Nothing refers to what is written until the index is, so a build that fails or is
+interrupted leaves no image, only whole layers that the next build finds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+from edge_containers.image_model import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    Platform,
+)
+from publisher.build_request import BuildRequest
+from publisher.builders.layer import (
+    BuiltLayer,
+    LayerCache,
+    LayerFile,
+    files_key,
+    layer_key,
+    timed,
+    write_layer,
+)
+from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
+from publisher.errors import BuildCancelledError, PublishError
+from publisher.garbage import LAYER_CACHE
+from publisher.image_plan import DEPENDENCIES_ROOT, RUNTIME_ROOT, ImagePlan, LayerRole, image_config
+from publisher.steps import Steps
+from publisher.uv_runner import BuildLog, UvRunner
+from publisher.workspace import Workspace
+
+# Two dependency layers are made at a time: uv waits for the network, gzip for a core.
+PARALLEL_PLATFORMS = 2
+SMALL_LAYER_COMPRESSION = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformLayers:
+    """One platform's layers, lowest first, and the lock of its dependencies."""
+
+    platform: Platform
+    layers: tuple[BuiltLayer, ...]
+    lock: EnvironmentLock
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A built image, in the store and not yet named."""
+
+    index: Descriptor
+    platforms: tuple[PlatformLayers, ...]
+    seconds: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all distinct layers, as they travel."""
+        layers = (layer.descriptor for platform in self.platforms for layer in platform.layers)
+        return sum({layer.digest: layer.size for layer in layers}.values())
+
+
+class OciBuilder:
+    """Builds into one workspace's store."""
+
+    def __init__(self, workspace: Workspace, log: BuildLog, steps: Steps) -> None:
+        self._workspace = workspace
+        self._store = workspace.store
+        self._cache = LayerCache(workspace.cache / LAYER_CACHE, workspace.store)
+        self._uv = UvRunner(workspace.settings.environment, workspace.root, log)
+        self._locks = EnvironmentLocks(workspace.cache / "locks", self._uv)
+        self._steps = steps
+        self._stop = threading.Event()
+
+    def build(self, request: BuildRequest) -> BuildResult:
+        """Build a checked request.
+
+        Raises:
+            EnvironmentResolveError: a package that cannot be had.
+            PublishError: a layer that cannot be made.
+        """
+        started = time.monotonic()
+        plan = request.plan()
+        with self._workspace.work_folder() as work, ThreadPoolExecutor(PARALLEL_PLATFORMS) as pool:
+            jobs = [
+                pool.submit(self._dependencies, request, platform, _subfolder(work, platform))
+                for platform in plan.platforms
+            ]
+            try:
+                shared = self._shared_layers(request, plan)
+                dependencies = _all_done(jobs)
+            except BaseException:
+                self._stop.set()
+                self._uv.cancel()
+                raise
+        platforms = tuple(
+            PlatformLayers(lock.platform, (layer, *shared), lock) for lock, layer in dependencies
+        )
+        index = self._write_documents(plan, platforms)
+        return BuildResult(index, platforms, time.monotonic() - started)
+
+    def _dependencies(
+        self, request: BuildRequest, platform: Platform, work: Path
+    ) -> tuple[EnvironmentLock, BuiltLayer]:
+        with self._steps(f"resolving dependencies for {platform}"):
+            lock = self._locks.resolve(
+                request.scoring_environment, platform, upgrade=request.upgrade, work=work
+            )
+        level = self._workspace.settings.image.dependencies_compression
+        key = layer_key(LayerRole.DEPENDENCIES, level, [str(lock.digest), str(platform), lock.python])
+        return lock, self._layer(key, LayerRole.DEPENDENCIES, level, lambda: self._installed(lock, work))
+
+    def _installed(self, lock: EnvironmentLock, work: Path) -> list[LayerFile]:
+        target = work / "installed"
+        with self._steps(f"installing {len(lock.packages)} packages for {lock.platform}"):
+            self._locks.install(lock, target, work=work)
+        return installed_files(target, lock, DEPENDENCIES_ROOT.strip("/"))
+
+    def _shared_layers(self, request: BuildRequest, plan: ImagePlan) -> list[BuiltLayer]:
+        """Layers that all platforms share: runtime, model and, where there is one, script."""
+        runtime = runtime_files()
+        layers = [self._small_layer(LayerRole.RUNTIME, runtime), self._model_layer(request, plan)]
+        script = request.script_files()
+        return [*layers, self._small_layer(LayerRole.SCRIPT, script)] if script else layers
+
+    def _model_layer(self, request: BuildRequest, plan: ImagePlan) -> BuiltLayer:
+        model, level = request.model, self._workspace.settings.image.model_compression
+        root = plan.model_root.strip("/")
+        key = layer_key(LayerRole.MODEL, level, [str(model.digest), root])
+        files = [
+            LayerFile(f"{root}/{file.path}", self._store.path(file.digest), file.executable)
+            for file in model.files
+        ]
+        return self._layer(key, LayerRole.MODEL, level, lambda: files)
+
+    def _small_layer(self, role: LayerRole, files: list[LayerFile]) -> BuiltLayer:
+        key = files_key(role, SMALL_LAYER_COMPRESSION, files)
+        return self._layer(key, role, SMALL_LAYER_COMPRESSION, lambda: files)
+
+    def _layer(
+        self, key: str, role: LayerRole, compression: int, files: Callable[[], Iterable[LayerFile]]
+    ) -> BuiltLayer:
+        """The layer from the cache, or made of `files` and remembered."""
+        started = time.monotonic()
+        layer = self._cache.get(key, role)
+        if layer is None:
+            sources = files()
+            with self._steps(f"writing the {role} layer"):
+                descriptor, diff_id = write_layer(
+                    self._store, role, sources, compression=compression, stop=self._stop
+                )
+            layer = BuiltLayer(role, descriptor, diff_id, reused=False, seconds=0.0)
+            self._cache.put(key, layer)
+        return timed(layer, time.monotonic() - started)
+
+    def _write_documents(self, plan: ImagePlan, platforms: Iterable[PlatformLayers]) -> Descriptor:
+        manifests = tuple(self._write_manifest(plan, each) for each in platforms)
+        index = ImageIndex(manifests)
+        return self._store.put_bytes(index.to_bytes()).describe(OCI_INDEX)
+
+    def _write_manifest(self, plan: ImagePlan, built: PlatformLayers) -> Descriptor:
+        diff_ids = [layer.diff_id for layer in built.layers]
+        config = image_config(plan, built.platform, built.lock.digest, diff_ids)
+        manifest = ImageManifest(
+            config=self._store.put_bytes(config.to_bytes()).describe(OCI_CONFIG),
+            layers=tuple(layer.descriptor for layer in built.layers),
+        )
+        return self._store.put_bytes(manifest.to_bytes()).describe(OCI_MANIFEST, platform=built.platform)
+
+
+def runtime_files() -> list[LayerFile]:
+    """The runtime layer: the scoring runtime and paho, pure Python, from what is installed here."""
+    root = RUNTIME_ROOT.strip("/")
+    files = [
+        LayerFile(f"{root}/{package}/{path.relative_to(folder).as_posix()}", path)
+        for package in ("scoring_runtime", "paho")
+        for folder in [_package_folder(package)]
+        for path in sorted(folder.rglob("*.py"))
+    ]
+    return [*files, *(LayerFile(f"{root}/paho/{path.name}", path) for path in _licences("paho-mqtt"))]
+
+
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PublishError(
+            f"package {package}, which goes into every image, is not installed here",
+            code="installation",
+            next_command="pip install 'edgewright[publisher]'",
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _licences(name: str) -> list[Path]:
+    """Licence files of an installed distribution: whoever passes its code on passes these on (EPL-2.0, 3.2)."""
+    listed = distribution(name).files or []
+    return sorted(Path(str(each.locate())) for each in listed if each.name.upper().startswith("LICENSE"))
+
+
+def _subfolder(work: Path, platform: Platform) -> Path:
+    folder = work / str(platform).replace("/", "-")
+    folder.mkdir()
+    return folder
+
+
+def _all_done(
+    jobs: list[Future[tuple[EnvironmentLock, BuiltLayer]]],
+) -> list[tuple[EnvironmentLock, BuiltLayer]]:
+    """Results in order; when one fails, its error rather than that of a job it made give up."""
+    wait(jobs, return_when=FIRST_EXCEPTION)
+    failed = [error for job in jobs if job.done() and (error := job.exception()) is not None]
+    for error in failed:
+        if not isinstance(error, BuildCancelledError):
+            raise error
+    return [job.result() for job in jobs]

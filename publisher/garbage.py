@@ -1,0 +1,44 @@
+"""Freeing what no model and no image needs any more."""
+
+from __future__ import annotations
+
+import json
+
+from edge_contracts.image_ref import ImageDigest
+from publisher.errors import BusyError
+from publisher.workspace import Workspace
+
+STORE_LOCK = "store"
+"""Held shared by whoever writes blobs that nothing refers to yet, exclusively while blobs are removed."""
+
+LAYER_CACHE = "layers"
+
+
+def collect_garbage(workspace: Workspace) -> int:
+    """Remove unused blobs; returns the bytes freed.
+
+    While a build runs nothing is removed: its blobs are not referred to yet, and the next deletion finds the rest.
+    """
+    try:
+        with workspace.lock(STORE_LOCK, timeout_s=0):
+            freed = workspace.store.collect_garbage(keep=_models(workspace))
+            _forget_lost_layers(workspace)
+            return freed
+    except BusyError:
+        return 0
+
+
+def _models(workspace: Workspace) -> list[ImageDigest]:
+    with workspace.database.read() as db:
+        rows = db.execute(
+            "SELECT DISTINCT digest FROM models UNION SELECT DISTINCT digest FROM images"
+        ).fetchall()
+    return [ImageDigest.parse(row["digest"]) for row in rows]
+
+
+def _forget_lost_layers(workspace: Workspace) -> None:
+    """Cache entries whose blob went away go too; they would only be read and refused at the next build."""
+    for entry in (workspace.cache / LAYER_CACHE).glob("*.json"):
+        digest = ImageDigest.parse(json.loads(entry.read_bytes())["digest"])
+        if not workspace.store.has(digest):
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""From a model, a script and locked environments to what an image consists of: pure, no I/O.
+
+An image without a base has four layers (three for a bare ONNX model, which needs no script), lowest first:
+
+    dependencies  opt/edgewright/dependencies/…                      per platform
+    runtime       opt/edgewright/runtime/{scoring_runtime,paho}/…    one blob for all platforms
+    model         var/azureml-app/azureml-models/NAME/VERSION/…      one blob for all platforms
+    script        var/azureml-app/…                                  one blob for all platforms
+
+What changes most often comes last, so that a new model or script leaves every blob below it as it was. The process
+runtime reads the labels; `Env`, `Cmd` and `User` say the same to a container engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edge_containers.image_model import ImageConfig, Platform
+from edge_contracts.image_ref import ImageDigest
+
+HTTP_PORT = 5001
+APP_ROOT = "/var/azureml-app"
+MODELS_FOLDER = "azureml-models"
+DEPENDENCIES_ROOT = "/opt/edgewright/dependencies"
+RUNTIME_ROOT = "/opt/edgewright/runtime"
+DEFAULT_MESSAGES = "input1=output1"
+
+# nobody and nogroup of every Debian: scoring needs no right of its own.
+USER = "65534:65534"
+
+
+class LayerRole(StrEnum):
+    """What a layer holds; the value is the role in annotations and labels."""
+
+    DEPENDENCIES = "dependencies"
+    RUNTIME = "runtime"
+    MODEL = "model"
+    SCRIPT = "script"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """Everything that decides an image but the bytes of its files.
+
+    Attributes:
+        model_name, model_version: of the registered model.
+        model_file: base name when the model is a single file, else None.
+        entry_script: base name of the script; None for a bare ONNX model.
+        python: minor version, as `3.11`.
+        messages: which message input goes to which output.
+    """
+
+    model_name: str
+    model_version: int
+    model_file: str | None
+    entry_script: str | None
+    python: str
+    platforms: tuple[Platform, ...]
+    base: str = "none"
+    messages: str = DEFAULT_MESSAGES
+
+    @property
+    def model_id(self) -> str:
+        """`name:version`."""
+        return f"{self.model_name}:{self.model_version}"
+
+    @property
+    def model_root(self) -> str:
+        """Folder of the model inside the image."""
+        return f"{APP_ROOT}/{MODELS_FOLDER}/{self.model_name}/{self.model_version}"
+
+    @property
+    def directories(self) -> Mapping[str, str]:
+        """Where each layer's content is inside the image, by role, lowest layer first."""
+        folders = {
+            LayerRole.DEPENDENCIES: DEPENDENCIES_ROOT,
+            LayerRole.RUNTIME: RUNTIME_ROOT,
+            LayerRole.MODEL: self.model_root,
+        }
+        if self.entry_script is not None:
+            folders[LayerRole.SCRIPT] = APP_ROOT
+        return {str(role): folder for role, folder in folders.items()}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the layers, lowest first."""
+        return tuple(self.directories)
+
+
+def image_labels(plan: ImagePlan, lock: ImageDigest) -> dict[str, str]:
+    """The labels of one platform's config; `lock` is the digest of its lock file."""
+    labels = {
+        "edgewright.base": plan.base,
+        "edgewright.python": plan.python,
+        "edgewright.libc": "glibc",
+        "edgewright.layers": _json(dict(plan.directories)),
+        "edgewright.layer-roles": _json(plan.roles),
+        "edgewright.http-port": str(HTTP_PORT),
+        "edgewright.contract": "score",
+        "edgewright.lock-digest": str(lock),
+        "edgewright.model": plan.model_id,
+        "edgewright.messages": plan.messages,
+    }
+    optional = {"edgewright.entry-script": plan.entry_script, "edgewright.model-file": plan.model_file}
+    return labels | {name: value for name, value in optional.items() if value is not None}
+
+
+def image_environment(plan: ImagePlan) -> dict[str, str]:
+    """What a container engine sets for the scoring runtime; the process runtime composes the same from the labels."""
+    optional = {"AZUREML_ENTRY_SCRIPT": plan.entry_script, "EDGEWRIGHT_MODEL_FILE": plan.model_file}
+    return {
+        "PYTHONPATH": f"{DEPENDENCIES_ROOT}:{RUNTIME_ROOT}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "AML_APP_ROOT": APP_ROOT,
+        "AZUREML_MODEL_DIR": plan.model_root,
+        "EDGEWRIGHT_MODEL": plan.model_id,
+        "EDGEWRIGHT_MESSAGES": plan.messages,
+        "HOME": "/tmp",
+        # onnxruntime's Linux wheels report usage to their maker unless told not to.
+        "ORT_DISABLE_TELEMETRY": "1",
+    } | {name: value for name, value in optional.items() if value is not None}
+
+
+def image_config(
+    plan: ImagePlan, platform: Platform, lock: ImageDigest, diff_ids: Sequence[ImageDigest]
+) -> ImageConfig:
+    """One platform's config; `diff_ids` in the order of `plan.roles`."""
+    return ImageConfig(
+        platform=platform,
+        diff_ids=tuple(diff_ids),
+        labels=image_labels(plan, lock),
+        env=tuple(f"{name}={value}" for name, value in sorted(image_environment(plan).items())),
+        cmd=("python3", "-m", "scoring_runtime", "--port", str(HTTP_PORT)),
+        exposed_ports=(f"{HTTP_PORT}/tcp",),
+        user=USER,
+        working_dir=APP_ROOT,
+        history=plan.roles,
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

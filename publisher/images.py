@@ -1,0 +1,504 @@
+"""Images of a workspace: built, listed, pushed, exported, deleted.
+
+`ContainerImage` and `Image` carry the names of Azure ML's SDK v1. An image is an OCI index in the workspace's store,
+tagged `name:version`; every build of a name is its next version, and the same inputs give the same digest under each.
+
+    config = ContainerImage.image_configuration(execution_script="score.py", runtime="python",
+                                                requirements_file="requirements.txt")
+    image = ContainerImage.create(workspace, "digits", [model], config)
+    image.push("registry.example.com", credentials=credentials).location     # registry.example.com/digits@sha256:…
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import secrets
+import sqlite3
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from edge_containers.image_model import (
+    OCI_INDEX,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    Platform,
+    canonical_json,
+)
+from edge_containers.registry_client import BasicCredentials, RegistryClient
+from edge_contracts.image_ref import ImageDigest, ImageRef
+from publisher.build_request import BuildRequest, check_request
+from publisher.builders.layer import ROLE_ANNOTATION
+from publisher.builders.oci import BuildResult, OciBuilder
+from publisher.database import next_version
+from publisher.environments import Environment
+from publisher.errors import NotFoundError, PublishError, ScriptError, UsageError
+from publisher.garbage import STORE_LOCK, collect_garbage
+from publisher.models import Model
+from publisher.records import Filter, check_labels, matches, split_id
+from publisher.steps import Steps, no_steps
+from publisher.uv_runner import BuildLog
+from publisher.workspace import Workspace, now_text
+
+RUNTIMES = ("python",)
+
+REFUSED_OPTIONS: Mapping[str, str] = {
+    "conda_file": "list the packages in a requirements.txt and give it as requirements_file",
+    "docker_file": "images are assembled without Dockerfiles; list Python packages in requirements_file",
+    "schema_file": "leave it out; the scoring runtime describes the service at /swagger.json",
+    "enable_gpu": "leave it out and require the GPU build of your packages in requirements_file",
+    "base_image": 'leave it out: images have base "none"',
+    "base_image_registry": 'leave it out: images have base "none"',
+}
+"""Parameters of the original API that this version refuses, with the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerImageConfig:
+    """What `ContainerImage.image_configuration` checked; `None` takes the workspace's setting."""
+
+    execution_script: Path
+    requirements_file: Path | None
+    dependencies: tuple[Path, ...]
+    platforms: tuple[Platform, ...] | None
+    tags: Mapping[str, str]
+    properties: Mapping[str, str]
+    description: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """One layer of one platform, as it travels."""
+
+    role: str
+    digest: ImageDigest
+    size: int
+    platforms: tuple[Platform, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PushedImage:
+    """Where an image went: `location` is `registry/repository@sha256:…`."""
+
+    location: ImageRef
+    bytes_sent: int
+    blobs_sent: int
+    blobs_skipped: int
+
+
+class Image:
+    """A built image.
+
+    Attributes:
+        workspace: where it is kept.
+        name, version, id: `id` is `name:version`.
+        digest: of the OCI index; what deployments name.
+        size: bytes of all distinct layers.
+        model_ids: the models inside.
+        image_location: `registry/repository@sha256:…` of the last push, or None.
+        image_build_log_uri: path of the build log.
+        build: what the build did, on the object that `build` returned; else None.
+    """
+
+    workspace: Workspace
+    name: str
+    version: int
+    created_time: str
+    description: str | None
+    tags: dict[str, str]
+    properties: dict[str, str]
+    digest: ImageDigest
+    size: int
+    model_ids: builtins.list[str]
+    image_location: str | None
+    image_build_log_uri: str
+    build_seconds: float
+    build: BuildResult | None = None
+    creation_state = "Succeeded"
+
+    def __init__(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
+        self,
+        workspace: Workspace,
+        name: str | None = None,
+        id: str | None = None,
+        tags: Filter | None = None,
+        properties: Filter | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Get the newest image that fits, by name (and version) or by id.
+
+        Raises:
+            NotFoundError: there is none; the message starts with `ImageNotFound`.
+        """
+        if name is None and id is None:
+            raise UsageError("one of id or name must be provided to get an image")
+        wanted_name, wanted_version = (name, version) if id is None else split_id(id, "an image")
+        for row in _rows(workspace, wanted_name, wanted_version):
+            if matches(json.loads(row["tags"]), tags) and matches(json.loads(row["properties"]), properties):
+                self._fill(workspace, row)
+                return
+        raise _not_found(workspace, id or f"{name}{f':{version}' if version else ''}")
+
+    @classmethod
+    def list(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
+        cls,
+        workspace: Workspace,
+        image_name: str | None = None,
+        model_name: str | None = None,
+        model_id: str | None = None,
+        tags: Filter | None = None,
+        properties: Filter | None = None,
+    ) -> builtins.list[Self]:
+        """Images, newest version first within a name."""
+        images = [cls._from_row(workspace, row) for row in _rows(workspace, image_name, None)]
+        return [
+            image
+            for image in images
+            if (model_id is None or model_id in image.model_ids)
+            and (model_name is None or model_name in {each.split(":")[0] for each in image.model_ids})
+            and matches(image.tags, tags)
+            and matches(image.properties, properties)
+        ]
+
+    @property
+    def id(self) -> str:
+        """`name:version`."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Of the OCI index in the workspace's store."""
+        return Descriptor(OCI_INDEX, self.digest, self.workspace.store.size(self.digest))
+
+    @property
+    def models(self) -> builtins.list[Model]:
+        """The models inside."""
+        return [Model(self.workspace, id=each) for each in self.model_ids]
+
+    @property
+    def platforms(self) -> tuple[Platform, ...]:
+        """What it was built for."""
+        return self._index().platforms
+
+    @property
+    def layers(self) -> tuple[LayerSize, ...]:
+        """Distinct layers with the platforms that have them, lowest first."""
+        found: dict[ImageDigest, LayerSize] = {}
+        for entry in self._index().manifests:
+            manifest = ImageManifest.from_bytes(self.workspace.store.read_bytes(entry.digest))
+            for layer in manifest.layers:
+                before = found[layer.digest].platforms if layer.digest in found else ()
+                after = (*before, entry.platform) if entry.platform else before
+                role = layer.annotations.get(ROLE_ANNOTATION, "")
+                found[layer.digest] = LayerSize(role, layer.digest, layer.size, after)
+        return tuple(found.values())
+
+    def wait_for_creation(self, show_output: bool = False) -> None:
+        """Images are whole when `create` returns; there is nothing to wait for."""
+        if show_output:
+            print(f"image {self.id}: {self.creation_state}")
+
+    def push(
+        self,
+        registry: str,
+        *,
+        repository: str | None = None,
+        credentials: BasicCredentials | None = None,
+        ca_file: Path | None = None,
+        steps: Steps = no_steps,
+    ) -> PushedImage:
+        """Push to `registry` as `repository` (the image's name by default), tagged with the version.
+
+        Raises:
+            RegistryError: what the registry refused; blobs already sent are found there next time.
+        """
+        wanted = ImageRef(registry, repository or self.name, str(self.version))
+        client = RegistryClient(registry, credentials=credentials, ca_file=ca_file)
+        with self.workspace.lock(STORE_LOCK, shared=True), steps(f"pushing {self.id} to {registry}"):
+            result = client.push_image(self.workspace.store, self.descriptor, wanted.repository, wanted.tag)
+        location = wanted.with_digest(self.digest)
+        with self.workspace.database.transaction() as db:
+            db.execute(
+                "UPDATE images SET image_location = ? WHERE name = ? AND version = ?",
+                (str(location), self.name, self.version),
+            )
+        self.image_location = str(location)
+        self.workspace.audit("image push", self.id, location=str(location))
+        return PushedImage(location, result.bytes_sent, result.blobs_sent, result.blobs_skipped)
+
+    def export(self, output_file: Path) -> int:
+        """Write the image with all its platforms as an OCI archive (`skopeo … oci-archive:FILE`).
+
+        Returns:
+            Bytes written. The file appears whole or not at all.
+        """
+        part = output_file.with_name(f".{output_file.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("xb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
+                self._write_archive(tar)
+            part.replace(output_file)
+        except OSError as error:
+            raise PublishError(
+                f"{output_file} cannot be written: {error.strerror}", where=str(output_file)
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return output_file.stat().st_size
+
+    def delete(self) -> None:
+        """Remove this version and the blobs that nothing else needs; copies in registries stay."""
+        with self.workspace.database.transaction() as db:
+            db.execute("DELETE FROM images WHERE name = ? AND version = ?", (self.name, self.version))
+            self.workspace.store.untag(self.id)
+        self.workspace.audit("image delete", self.id)
+        collect_garbage(self.workspace)
+
+    def serialize(self) -> dict[str, Any]:
+        """What `edgewright image show` prints."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "version": self.version,
+            "createdTime": self.created_time,
+            "creationState": self.creation_state,
+            "description": self.description,
+            "tags": self.tags,
+            "properties": self.properties,
+            "digest": str(self.digest),
+            "sizeBytes": self.size,
+            "modelIds": self.model_ids,
+            "imageLocation": self.image_location,
+            "platforms": [str(each) for each in self.platforms],
+            "layers": [
+                {
+                    "role": layer.role,
+                    "digest": str(layer.digest),
+                    "sizeBytes": layer.size,
+                    "platforms": [str(each) for each in layer.platforms],
+                }
+                for layer in self.layers
+            ],
+            "buildSeconds": round(self.build_seconds, 3),
+            "imageBuildLogUri": self.image_build_log_uri,
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id!r}, digest={str(self.digest)!r})"
+
+    @classmethod
+    def _from_row(cls, workspace: Workspace, row: sqlite3.Row) -> Self:
+        image = cls.__new__(cls)
+        image._fill(workspace, row)
+        return image
+
+    def _fill(self, workspace: Workspace, row: sqlite3.Row) -> None:
+        self.workspace = workspace
+        self.name, self.version = row["name"], row["version"]
+        self.created_time, self.description = row["created_time"], row["description"]
+        self.tags, self.properties = json.loads(row["tags"]), json.loads(row["properties"])
+        self.digest, self.size = ImageDigest.parse(row["digest"]), row["size"]
+        self.image_location, self.image_build_log_uri = row["image_location"], row["build_log"]
+        self.build_seconds = row["build_seconds"]
+        self.model_ids = json.loads(row["model_ids"])
+
+    def _index(self) -> ImageIndex:
+        return ImageIndex.from_bytes(self.workspace.store.read_bytes(self.digest))
+
+    def _write_archive(self, tar: tarfile.TarFile) -> None:
+        store = self.workspace.store
+        digests = {self.digest}
+        for entry in self._index().manifests:
+            manifest = ImageManifest.from_bytes(store.read_bytes(entry.digest))
+            digests |= {entry.digest, *(blob.digest for blob in manifest.blobs)}
+        named = self.descriptor.annotated(**{"org.opencontainers.image.ref.name": self.id})
+        index = canonical_json({"schemaVersion": 2, "manifests": [named.to_dict()]})
+        _add_bytes(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+        _add_bytes(tar, "index.json", index)
+        for digest in sorted(digests):
+            entry = tarfile.TarInfo(f"blobs/{digest.algorithm}/{digest.hex}")
+            entry.size, entry.mode = store.size(digest), 0o644
+            with store.open(digest) as blob:
+                tar.addfile(entry, blob)
+
+
+class ContainerImage(Image):
+    """An image that scores over HTTP and messages."""
+
+    @staticmethod
+    def image_configuration(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
+        execution_script: str,
+        runtime: str,
+        conda_file: str | None = None,
+        docker_file: str | None = None,
+        schema_file: str | None = None,
+        dependencies: Sequence[str] | None = None,
+        enable_gpu: bool | None = None,
+        tags: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        description: str | None = None,
+        base_image: str | None = None,
+        base_image_registry: object | None = None,
+        *,
+        requirements_file: str | None = None,
+        platforms: Sequence[str] | None = None,
+    ) -> ContainerImageConfig:
+        """Check and hold how an image is to be made; the last two parameters are this product's own.
+
+        Raises:
+            ScriptError: the script or a dependency is missing, or the script is no Python file.
+            UsageError: another runtime than python, or an option this version refuses (with the way out).
+        """
+        script = Path(execution_script)
+        if not script.is_file():
+            raise ScriptError(f"Execution script {script} doesn't exist", where=str(script))
+        if script.suffix != ".py":
+            raise ScriptError(f"execution script {script} must end in .py", where=str(script))
+        if runtime.lower() not in RUNTIMES:
+            known = "|".join(RUNTIMES)
+            raise UsageError(
+                f"Provided runtime not supported. Possible runtimes are: {known}; found {runtime!r}"
+            )
+        given = {
+            "conda_file": conda_file,
+            "docker_file": docker_file,
+            "schema_file": schema_file,
+            "enable_gpu": enable_gpu,
+            "base_image": base_image,
+            "base_image_registry": base_image_registry,
+        }
+        for option, advice in REFUSED_OPTIONS.items():
+            if given[option]:
+                raise UsageError(f"{option} is not supported: {advice}", where=option)
+        includes = tuple(Path(each) for each in dependencies or ())
+        for include in includes:
+            if not include.exists():
+                raise ScriptError(f"dependency {include} doesn't exist", where=str(include))
+        return ContainerImageConfig(
+            execution_script=script,
+            requirements_file=Path(requirements_file) if requirements_file else None,
+            dependencies=includes,
+            platforms=tuple(Platform.parse(each) for each in platforms) if platforms else None,
+            tags=check_labels("tags", tags),
+            properties=check_labels("properties", properties),
+            description=description,
+        )
+
+    @classmethod
+    def create(
+        cls,
+        workspace: Workspace,
+        name: str,
+        models: Sequence[Model | str],
+        image_config: ContainerImageConfig,
+        *,
+        steps: Steps = no_steps,
+    ) -> Self:
+        """Build the image; returns when it is whole. A model may be given by its id.
+
+        Raises:
+            UsageError: not exactly one model.
+            PublishError: what stopped the build; no image is listed then.
+        """
+        if len(models) != 1:
+            raise UsageError(f"an image holds exactly one model, not {len(models)}", where=name)
+        model = models[0] if isinstance(models[0], Model) else Model(workspace, id=models[0])
+        settings = workspace.settings
+        python = settings.environment.python
+        requirements = image_config.requirements_file
+        request = BuildRequest(
+            name=name,
+            model=model,
+            script=image_config.execution_script,
+            environment=Environment.from_file(requirements, python)
+            if requirements
+            else Environment((), python),
+            includes=image_config.dependencies,
+            platforms=image_config.platforms or default_platforms(workspace),
+            base=settings.image.default_base,
+            tags=image_config.tags,
+            properties=image_config.properties,
+            description=image_config.description,
+        )
+        return cls.from_request(workspace, request, steps=steps)
+
+    @classmethod
+    def from_request(cls, workspace: Workspace, request: BuildRequest, *, steps: Steps = no_steps) -> Self:
+        """Build what a request describes, as `edgewright image build` does; see `create`."""
+        check_request(request)
+        log = BuildLog(workspace.logs / f"image-{request.name}.log")
+        # Always in this order, image name before store, so that two commands cannot wait for each other.
+        with workspace.lock(f"image-{request.name}"), workspace.lock(STORE_LOCK, shared=True):
+            result = OciBuilder(workspace, log, steps).build(request)
+            version = _record(workspace, request, result, log)
+        workspace.audit("image build", f"{request.name}:{version}", digest=str(result.index.digest))
+        image = cls(workspace, name=request.name, version=version)
+        image.build = result
+        return image
+
+
+def default_platforms(workspace: Workspace) -> tuple[Platform, ...]:
+    """The platforms of `edgewright.toml`."""
+    return tuple(Platform.parse(each) for each in workspace.settings.image.platforms)
+
+
+def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, log: BuildLog) -> int:
+    """Name a built image: its row and its tag appear together."""
+    model = request.model
+    with workspace.database.transaction() as db:
+        found = db.execute(
+            "SELECT 1 FROM models WHERE name = ? AND version = ?", (model.name, model.version)
+        ).fetchone()
+        if found is None:
+            raise NotFoundError(f"model {model.id} was deleted while the image was built", where=model.id)
+        version = next_version(db, "image", request.name)
+        row = (
+            now_text(),
+            request.description,
+            json.dumps(dict(request.tags), sort_keys=True),
+            json.dumps(dict(request.properties), sort_keys=True),
+            str(result.index.digest),
+            result.size_bytes,
+            None,
+            str(log.path),
+            result.seconds,
+        )
+        db.execute(
+            "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (request.name, version, *row)
+        )
+        db.execute(
+            "INSERT INTO image_models VALUES (?, ?, ?, ?)", (request.name, version, model.name, model.version)
+        )
+        workspace.store.tag(f"{request.name}:{version}", result.index)
+    return version
+
+
+def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[sqlite3.Row]:
+    with workspace.database.read() as db:
+        return db.execute(
+            "SELECT images.*, (SELECT json_group_array(model_name || ':' || model_version) FROM image_models "
+            "WHERE image_name = name AND image_version = version) AS model_ids FROM images "
+            "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) ORDER BY name, version DESC",
+            (name, version),
+        ).fetchall()
+
+
+def _not_found(workspace: Workspace, wanted: str) -> NotFoundError:
+    names = sorted({row["name"] for row in _rows(workspace, None, None)})
+    known = f"; built are {', '.join(names)}" if names else "; no image is built yet"
+    return NotFoundError(
+        f"ImageNotFound: no image {wanted!r} that fits in workspace {workspace.name!r}{known}",
+        where=wanted,
+        next_command="edgewright image list" if names else "edgewright image build -m MODEL",
+    )
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    import io
+
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), 0o644
+    tar.addfile(entry, io.BytesIO(data))
