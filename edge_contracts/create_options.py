@@ -14,22 +14,17 @@ True
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_contracts.errors import ContractError, shown, unexpected
+from edge_contracts.documents import parse_object
+from edge_contracts.errors import ContractError, unexpected
 
 PIECE_CHARACTERS = 512
 PIECE_LIMIT = 100
 _NAME = re.compile(r"createoptions(\d*)", re.IGNORECASE)
-
-
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys, without spaces, in ASCII: equal values give equal text and equal digests."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def is_create_options_name(name: str) -> bool:
@@ -118,12 +113,7 @@ class CreateOptions:
         """
         if not text.strip():
             return cls({})
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise ContractError(
-                f"'{where}' must be JSON: {error}, found {shown(text)}", code="create-options", where=where
-            ) from error
+        document = parse_object(text, where=where, code="create-options")
         return cls.parse(document, where=where)
 
     def host_port_for(self, container_port: int, protocol: str = "tcp") -> tuple[str | None, int | None]:
