@@ -1,0 +1,183 @@
+"""`python -m scoring_runtime`: load, `init()`, serve.
+
+Exit codes: 0 stopped by a signal, 1 cannot listen, 2 bad arguments or environment, 3 the script or the model cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cpu_budget import available_cpus
+from .errors import ModelError, ScriptError, StartError
+from .metrics import Metrics
+from .readiness import Readiness
+from .settings import DEFAULT_HOST, DEFAULT_PORT, VARIABLES, Settings
+from .signals import EarlySignals
+from .sockets import listening_sockets
+from .traffic import Traffic
+from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .data_plane import DataPlane, Scorer
+
+log = logging.getLogger("scoring_runtime")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until stopped; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = Settings.read(
+            os.environ,
+            entry_script=options.entry_script,
+            model=options.model,
+            model_dir=options.model_dir,
+            host=options.host,
+            port=options.port,
+            cwd=Path.cwd(),
+        )
+        _prepare_process(settings)
+        return _serve(settings)
+    except StartError as error:
+        if isinstance(error, ScriptError) and error.user_traceback:
+            print(error.user_traceback, file=sys.stderr)
+        print(f"scoring_runtime: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    variables = "\n".join(f"  {name:27} {text}" for name, text in VARIABLES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m scoring_runtime",
+        description="Serve score.py or a bare ONNX model over HTTP and as an IoT Edge module.",
+        epilog=f"environment (an argument wins over its variable):\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--entry-script", metavar="SCORE.PY", help="script with init() and run(data)")
+    parser.add_argument("--model", metavar="FILE.ONNX", help="serve this model without a script")
+    parser.add_argument(
+        "--model-dir", metavar="DIR", help="the script's AZUREML_MODEL_DIR, or the folder of --model"
+    )
+    parser.add_argument("--host", help=f"address to listen on (default {DEFAULT_HOST}; 0.0.0.0 for all)")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default {DEFAULT_PORT}; 0 for any)")
+    return parser
+
+
+def _prepare_process(settings: Settings) -> None:
+    """What a script may rely on: its working directory, AZUREML_MODEL_DIR, and that its output appears at once."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if settings.model_dir is not None:
+        os.environ["AZUREML_MODEL_DIR"] = str(settings.model_dir)
+    if settings.app_root.is_dir():
+        os.chdir(settings.app_root)
+    # After everything else on the path: a real azureml package in the image wins.
+    sys.path.append(str(Path(__file__).parent / "shims"))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.basicConfig(
+        level=settings.log_level,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.Formatter.converter = time.gmtime
+
+
+def _serve(settings: Settings) -> int:
+    """Load, `init()`, serve until stopped.
+
+    Each part is imported where it is needed: what is slow and may fail (the model, the script) comes before
+    the event loop and the HTTP stack.
+    """
+    started = time.monotonic()
+    early = EarlySignals()
+    early.install()
+    public, health = listening_sockets(settings)
+    metrics = Metrics(settings.model)
+    scorer = _load_scorer(settings, metrics)
+
+    from .app import ScoringApp
+    from .data_plane import DataPlane
+    from .schema import SwaggerDocuments
+    from .server import ModuleServer
+
+    plane = DataPlane(scorer, metrics)
+    pool = WorkerPool(settings.threads)
+    readiness = Readiness(settings.model)
+    documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
+    app = ScoringApp(
+        plane,
+        pool,
+        readiness=readiness,
+        documents=documents,
+        metrics=metrics,
+        body_limit_bytes=settings.body_limit_bytes,
+    )
+    server = ModuleServer(
+        app.asgi(),
+        readiness,
+        public=public,
+        health=health,
+        hold=settings.hold,
+        early=early,
+        traffic=_message_traffic(settings, plane, pool, readiness, metrics),
+    )
+    gc.collect()
+    gc.freeze()  # what was loaded stays; later collections need not look at it again
+    log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
+    clean = asyncio.run(server.serve())
+    if not clean or pool.is_busy:
+        # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
+    if settings.is_script:
+        from .entry_script import EntryScript
+
+        script = EntryScript.load(settings.served)
+        script.init()
+        return script
+    try:
+        from .onnx_model import OnnxModel
+    except ImportError as error:
+        raise ModelError(
+            f"serving {settings.served} needs numpy and onnxruntime in the image: {error}"
+        ) from error
+    return OnnxModel.load(settings.served, threads=available_cpus(), count_non_finite=metrics.non_finite)
+
+
+def _message_traffic(
+    settings: Settings, plane: DataPlane, pool: WorkerPool, readiness: Readiness, metrics: Metrics
+) -> Traffic:
+    if settings.edge is None:
+        return Traffic()
+    from .messages import EdgeMessages
+
+    messages = EdgeMessages(settings.edge, plane, pool)
+    readiness.details["messages"] = messages.report
+    metrics.gauge("messages_connected", lambda: float(messages.is_connected))
+    return Traffic(messages.start, messages.stop)
+
+
+def finish(code: int) -> None:
+    """End with `code`, even when a failed script left a thread of its own running."""
+    if code == 0:
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    finish(main())

@@ -1,0 +1,212 @@
+"""HTTP around the data plane: routes, status codes and headers of Azure ML's scoring server.
+
+`GET /` health, `/live`, `/ready[?verbose=1]`, `POST|GET|OPTIONS /score`, `/swagger.json[?version=]`, `/metrics`.
+Every error body is `{"message": …}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
+from .errors import BusyError
+from .json_codec import encode
+from .metrics import Metrics
+from .readiness import Phase, Readiness
+from .request_ids import IdTooLongError, RequestIds
+from .schema import SwaggerDocuments, UnknownSwaggerVersionError
+from .workers import WorkerPool
+
+JSON = "application/json"
+
+STATUS = {
+    Outcome.OK: 200,
+    Outcome.BAD_INPUT: 400,
+    Outcome.UNSUPPORTED_CONTENT_TYPE: 415,
+    Outcome.RUN_FAILED: 500,
+    Outcome.BAD_RESULT: 500,
+}
+_RUN_FAILURES = (Outcome.RUN_FAILED, Outcome.BAD_RESULT)
+
+
+class ScoringApp:
+    """The routes' functions and what they use."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        pool: WorkerPool,
+        *,
+        readiness: Readiness,
+        documents: SwaggerDocuments,
+        metrics: Metrics,
+        body_limit_bytes: int,
+    ) -> None:
+        self._plane = plane
+        self._pool = pool
+        self._readiness = readiness
+        self._documents = documents
+        self._metrics = metrics
+        self._body_limit_bytes = body_limit_bytes
+
+    def asgi(self) -> ASGIApp:
+        app = Starlette(
+            routes=[
+                Route("/", self.healthy, methods=["GET"]),
+                Route("/live", self.healthy, methods=["GET"]),
+                Route("/ready", self.ready, methods=["GET"]),
+                Route("/score", self.score, methods=["GET", "POST", "OPTIONS"]),
+                Route("/swagger.json", self.swagger, methods=["GET"]),
+                Route("/metrics", self.metrics, methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: _http_error},
+        )
+        app.router.redirect_slashes = False  # /score/ is 404 on Azure ML's server
+        return RequestIdMiddleware(app)
+
+    async def healthy(self, request: Request) -> Response:
+        return PlainTextResponse("Healthy")
+
+    async def ready(self, request: Request) -> Response:
+        status = 200 if self._readiness.is_ready else 503
+        if request.query_params.get("verbose"):
+            return _json(status, self._readiness.report())
+        if status == 200:
+            return PlainTextResponse("Ready")
+        return _error(status, f"not ready: the module is {self._readiness.phase.value}")
+
+    async def score(self, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=200, media_type=JSON)
+        if request.method == "HEAD":
+            return _error(405, "Method Not Allowed", {"allow": "GET, POST, OPTIONS"})
+        if self._readiness.phase is Phase.STARTING:
+            return _error(503, "not ready: the module is starting")
+        try:
+            body, content_type = await self._input(request)
+            ids: RequestIds = request.scope["ids"]
+            asked = ScoringRequest(body, content_type, ids.request, request.headers)
+            reply = await asyncio.wrap_future(self._pool.submit(functools.partial(self._plane.score, asked)))
+        except BodyTooLargeError as error:
+            # The rest of the body is not read, so this connection cannot carry another request.
+            return _error(413, str(error), {"connection": "close"})
+        except BusyError as error:
+            return _error(503, str(error), {"retry-after": "1"})
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it: nginx's number for a client that left
+        return _scored(reply)
+
+    async def swagger(self, request: Request) -> Response:
+        try:
+            return _json(200, self._documents.get(request.query_params.get("version")))
+        except UnknownSwaggerVersionError as error:
+            return _error(404, str(error))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _input(self, request: Request) -> tuple[bytes, str]:
+        """The body and its media type; a GET's query stands for the JSON object it spells."""
+        if request.method == "GET":
+            return encode(_query_object(request)), JSON
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return await _read_body(request, self._body_limit_bytes), media_type
+
+
+class BodyTooLargeError(ValueError):
+    """`str()` is the text for the caller."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body exceeds the limit of {limit_bytes} bytes")
+
+
+class RequestIdMiddleware:
+    """Reads the id headers before any route and writes them on every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            ids = RequestIds.read(Request(scope).headers)
+        except IdTooLongError as error:
+            await _error(431, str(error), {"connection": "close"})(scope, receive, send)
+            return
+        scope["ids"] = ids
+
+        async def send_with_ids(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *ids.headers()]
+            await send(message)
+
+        await self._app(scope, receive, send_with_ids)
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body, never more than the limit in memory.
+
+    Raises:
+        BodyTooLargeError: by its declared length before a byte is read, or while it arrives in chunks.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise BodyTooLargeError(limit_bytes)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+        if size_bytes > limit_bytes:
+            raise BodyTooLargeError(limit_bytes)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _query_object(request: Request) -> dict[str, Any]:
+    """`?a=1&b=[1,2]&c=x&c=y` → {"a": 1, "b": [1, 2], "c": ["x", "y"]}: each value as JSON, else as text."""
+    values: dict[str, list[Any]] = {}
+    for name, text in request.query_params.multi_items():
+        values.setdefault(name, []).append(_json_or_text(text))
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _scored(reply: ScoringReply) -> Response:
+    headers = {"x-ms-run-function-failed": str(reply.outcome in _RUN_FAILURES)}
+    if reply.run_s is not None:
+        headers["x-ms-run-fn-exec-ms"] = f"{reply.run_s * 1000:.3f}"
+    return Response(reply.body, STATUS[reply.outcome], headers, reply.content_type)
+
+
+def _json(status: int, document: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(document), status, {"x-ms-run-function-failed": "False", **(headers or {})}, JSON)
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _json(status, {"message": message}, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such route, method not allowed) in the contract's form."""
+    if not isinstance(error, HTTPException):
+        raise error
+    return _error(error.status_code, str(error.detail), error.headers)

@@ -1,0 +1,374 @@
+"""A bare ONNX model as a scorer: no script, the graph says what goes in and out.
+
+1. In: `{"<input>": …}` with every input, or `{"data": …}` when there is one. Nothing else may be in the object.
+2. In, for a model with one input of fixed-size numbers and at most one free dimension: its bytes, little-endian,
+   as `application/octet-stream`.
+3. Out: `{"<output>": …}`, always all outputs. ZipMap gives a list of maps. NaN and infinities are null, counted.
+4. Nothing is converted silently: 1.5 into an integer, text or true into a number, null, or a number that the
+   type cannot hold is refused with the input's name, what it expects and what was found.
+
+Example: an input `pixels` of float32 [N, 64] takes `{"data": [[0, 16, …]]}`, `{"pixels": [[0, 16, …]]}` or n * 256
+bytes, and answers `{"label": [7], "probabilities": [{"0": 0.0, …}]}`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so before the import below
+
+import numpy as np
+import onnxruntime as ort
+
+from .data_plane import ScoringRequest
+from .errors import BadInputError, ContentTypeError, ModelError, ResultError
+from .json_codec import decode, encode
+from .schema import Signature
+
+ort.disable_telemetry_events()
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+ANY_INPUT = "data"
+
+# onnxruntime's names of tensor element types → numpy. bfloat16, float8 and 4-bit types have no JSON form.
+DTYPES: Mapping[str, np.dtype] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(object),
+}
+_JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input as the graph declares it; a free dimension of `shape` is its name, or "?"."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        kind = "string" if self.dtype == object else self.dtype.name
+        return f"{kind} [{', '.join(map(str, self.shape))}]"
+
+    @property
+    def free_dimensions(self) -> int:
+        return sum(isinstance(size, str) for size in self.shape)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            isinstance(expected, str) or expected == found
+            for expected, found in zip(self.shape, shape, strict=True)
+        )
+
+    def wrong(self, found: str) -> BadInputError:
+        return BadInputError(f"input '{self.name}' expects {self}, found {found}")
+
+
+class OnnxModel:
+    """One inference session; `run` may be called from several threads."""
+
+    def __init__(self, session: ort.InferenceSession, count_non_finite: Callable[[int], None]) -> None:
+        self._session = session
+        self._count_non_finite = count_non_finite
+        self._inputs = {node.name: _tensor(node) for node in session.get_inputs()}
+        self._outputs = [node.name for node in session.get_outputs()]
+        self._only = next(iter(self._inputs.values())) if len(self._inputs) == 1 else None
+        self.signature = _signature(self._inputs, session.get_outputs(), self._only)
+
+    @classmethod
+    def load(cls, file: Path, *, threads: int, count_non_finite: Callable[[int], None]) -> OnnxModel:
+        """Open a model file for the CPU.
+
+        Args:
+            file: the model; external data is looked for beside it.
+            threads: for one run; the caller knows the processor budget, onnxruntime sees only the machine.
+            count_non_finite: told how many numbers of an answer became null.
+
+        Raises:
+            ModelError: no such file, not a model that this onnxruntime can run, or inputs JSON cannot say.
+        """
+        if not file.is_file():
+            raise ModelError(f"the model file does not exist: {file}")
+        try:
+            session = ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ModelError(
+                f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}"
+            ) from error
+        return cls(session, count_non_finite)
+
+    def parse(self, request: ScoringRequest) -> dict[str, np.ndarray]:
+        if request.content_type in (JSON, ""):
+            return self._from_json(decode(request.body))
+        if request.content_type == OCTETS and self._only is not None:
+            return {self._only.name: _from_octets(self._only, request.body)}
+        expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
+        raise ContentTypeError(f"expected content type {expected}, found '{request.content_type}'")
+
+    def run(self, arguments: dict[str, np.ndarray]) -> list[Any]:
+        try:
+            return list(self._session.run(self._outputs, arguments))
+        except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
+
+    def render(self, result: list[Any]) -> bytes:
+        counter = _NonFinite()
+        body = encode(
+            {name: _plain(value, counter) for name, value in zip(self._outputs, result, strict=True)}
+        )
+        if counter.values:
+            self._count_non_finite(counter.values)
+        return body
+
+    def _from_json(self, document: Any) -> dict[str, np.ndarray]:
+        if not isinstance(document, dict):
+            raise BadInputError(f"expected a JSON object {self._expected()}, found {_kind(document)}")
+        if self._only is not None and ANY_INPUT in document and len(document) == 1:
+            return {self._only.name: _from_value(self._only, document[ANY_INPUT])}
+        for name in document:
+            if name not in self._inputs:
+                raise BadInputError(f"the model has no input '{name}'; expected {self._expected()}")
+        missing = [name for name in self._inputs if name not in document]
+        if missing:
+            tensor = self._inputs[missing[0]]
+            raise BadInputError(f"input '{tensor.name}' ({tensor}) is missing; expected {self._expected()}")
+        return {name: _from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
+
+    def _expected(self) -> str:
+        if self._only is not None:
+            return f'{{"{ANY_INPUT}": …}} or {{"{self._only.name}": …}}'
+        return "{" + ", ".join(f'"{name}": …' for name in self._inputs) + "}"
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads take a shared edge device's processors between requests (facts/serving.md §2, cnn table).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = (
+        3  # errors: its warnings are about the graph, which a user here cannot change
+    )
+    return options
+
+
+def _tensor(node: ort.NodeArg) -> Tensor:
+    dtype = DTYPES.get(node.type)
+    if dtype is None:
+        raise ModelError(
+            f"input '{node.name}' is a {node.type}, which cannot be sent as JSON;"
+            f" expected one of {', '.join(DTYPES)}. Serve this model with an entry script"
+        )
+    shape = tuple(size if isinstance(size, int) else (size or "?") for size in node.shape)
+    return Tensor(node.name, dtype, shape)
+
+
+# ---- in ----
+
+
+def _from_octets(tensor: Tensor, body: bytes) -> np.ndarray:
+    """The body as the input's own memory, without a copy."""
+    if tensor.dtype == object:
+        raise ContentTypeError(
+            f"input '{tensor.name}' is {tensor}: strings have no fixed size, send '{JSON}'"
+        )
+    if tensor.free_dimensions > 1:
+        raise ContentTypeError(
+            f"input '{tensor.name}' is {tensor}: octets cannot say {tensor.free_dimensions} free dimensions, send '{JSON}'"
+        )
+    step = tensor.dtype.itemsize * math.prod(size for size in tensor.shape if isinstance(size, int))
+    if tensor.free_dimensions == 0 and len(body) != step:
+        raise tensor.wrong(f"{len(body)} bytes instead of {step}")
+    if not body or not step or len(body) % step:
+        raise tensor.wrong(f"{len(body)} bytes, which is no multiple of {step}")
+    shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
+    return np.frombuffer(body, tensor.dtype.newbyteorder("<")).reshape(shape)
+
+
+def _from_value(tensor: Tensor, value: Any) -> np.ndarray:
+    try:
+        found = np.array(value)
+    except (ValueError, OverflowError):
+        raise tensor.wrong(_ragged(value)) from None
+    if not tensor.fits(found.shape):
+        raise tensor.wrong(f"shape {list(found.shape)}")
+    return _converted(tensor, found, value)
+
+
+def _converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
+    kind = tensor.dtype.kind
+    if kind == "O":
+        if found.size and not _all_strings(value):
+            raise tensor.wrong("values that are not strings")
+        return found.astype(object)
+    if found.size == 0:
+        return found.astype(tensor.dtype)
+    if kind == "b" and found.dtype.kind != "b":
+        raise tensor.wrong(f"{_KINDS[found.dtype.kind]} where true or false is expected")
+    if kind != "b" and found.dtype.kind not in "iuf":
+        raise tensor.wrong(_KINDS[found.dtype.kind])
+    if kind in "iu":
+        _check_integers(tensor, found)
+    try:
+        with np.errstate(over="raise"):
+            return found.astype(tensor.dtype, copy=False)
+    except FloatingPointError:
+        raise tensor.wrong(f"a number too large for {tensor.dtype.name}") from None
+
+
+def _check_integers(tensor: Tensor, found: np.ndarray) -> None:
+    if found.dtype.kind == "f" and not (found == np.trunc(found)).all():
+        raise tensor.wrong(f"the number {found[found != np.trunc(found)].flat[0]:g}, which is no integer")
+    limits = np.iinfo(tensor.dtype)
+    if found.min() < limits.min or found.max() > limits.max:
+        raise tensor.wrong(f"a number outside {limits.min} to {limits.max}")
+
+
+_KINDS = {
+    "U": "text",
+    "b": "true or false",
+    "O": "null, an object, or mixed values",
+    "i": "integers",
+    "u": "integers",
+    "f": "numbers",
+}
+
+
+def _all_strings(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_all_strings, value))
+    return isinstance(value, str)
+
+
+def _ragged(value: Any) -> str:
+    """Why a nested list is no array: the first member that differs from its first sibling, with its path."""
+    path = _first_difference(value, "")
+    return (
+        f"rows of different lengths (first at {path})"
+        if path
+        else "lists nested too deeply or numbers too large"
+    )
+
+
+def _first_difference(value: Any, path: str) -> str:
+    if not isinstance(value, list) or not value or len(path) > 200:
+        return ""
+    expected = len(value[0]) if isinstance(value[0], list) else None
+    for index, member in enumerate(value):
+        if (len(member) if isinstance(member, list) else None) != expected:
+            return f"{path}[{index}]"
+    return next(
+        (found for index, m in enumerate(value) if (found := _first_difference(m, f"{path}[{index}]"))), ""
+    )
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+# ---- out ----
+
+
+class _NonFinite:
+    """How many numbers of one answer are NaN or infinite."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def see(self, array: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(array)
+        if not finite.all():
+            self.values += int(array.size - np.count_nonzero(finite))
+        return array
+
+
+def _plain(value: Any, counter: _NonFinite) -> Any:
+    """An output value as what the JSON codec writes: arrays stay arrays, maps get string keys."""
+    if isinstance(value, np.ndarray):
+        return _plain_array(value, counter)
+    if isinstance(value, list):  # sequence: of maps (ZipMap) or of tensors
+        return [_plain(member, counter) for member in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(member, counter) for key, member in value.items()}
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            counter.values += 1
+        return value
+    if value is None or isinstance(value, int | str | bool):
+        return value
+    raise ResultError(f"an output of type {type(value).__name__} has no JSON form")
+
+
+def _plain_array(array: np.ndarray, counter: _NonFinite) -> Any:
+    kind = array.dtype.kind
+    if kind == "f":
+        counter.see(array)
+        array = array.astype(np.float32) if array.dtype.itemsize == 2 else array
+    if kind in "OUS" or array.ndim == 0:
+        return array.tolist()
+    return np.ascontiguousarray(array)
+
+
+# ---- what swagger says ----
+
+
+def _signature(
+    inputs: Mapping[str, Tensor], outputs: Sequence[ort.NodeArg], only: Tensor | None
+) -> Signature:
+    octets = only is not None and only.dtype != object and only.free_dimensions <= 1
+    given = {ANY_INPUT: only} if only is not None else inputs
+    return Signature(
+        input={
+            "type": "object",
+            "required": list(given),
+            "properties": {
+                name: _tensor_schema(tensor.dtype, tensor.shape, str(tensor))
+                for name, tensor in given.items()
+            },
+        },
+        output={"type": "object", "properties": {node.name: _output_schema(node) for node in outputs}},
+        media_types=(JSON, OCTETS) if octets else (JSON,),
+    )
+
+
+def _output_schema(node: ort.NodeArg) -> dict[str, Any]:
+    if node.type.startswith("seq(map("):
+        return {"type": "array", "items": {"type": "object", "additionalProperties": {"type": "number"}}}
+    if node.type.startswith("map("):
+        return {"type": "object", "additionalProperties": {"type": "number"}}
+    dtype = DTYPES.get(node.type)
+    if dtype is None:
+        return {"description": node.type}
+    return _tensor_schema(dtype, node.shape, f"{node.type} {list(node.shape)}")
+
+
+def _tensor_schema(dtype: np.dtype, shape: Sequence[Any], description: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": _JSON_TYPES[dtype.kind]}
+    for size in reversed(shape):
+        schema = {"type": "array", "items": schema}
+        if isinstance(size, int):
+            schema |= {"minItems": size, "maxItems": size}
+    return {"description": description, **schema}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
