@@ -12,6 +12,7 @@ tagged `name:version`; every build of a name is its next version, and the same i
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import secrets
 import sqlite3
@@ -19,7 +20,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edge_containers.image_model import (
     OCI_INDEX,
@@ -29,7 +30,6 @@ from edge_containers.image_model import (
     Platform,
     canonical_json,
 )
-from edge_containers.registry_client import BasicCredentials, RegistryClient
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
@@ -43,6 +43,9 @@ from publisher.records import Filter, check_labels, matches, split_id
 from publisher.steps import Steps, no_steps
 from publisher.uv_runner import BuildLog
 from publisher.workspace import Workspace, now_text
+
+if TYPE_CHECKING:
+    from edge_containers.registry_client import BasicCredentials
 
 RUNTIMES = ("python",)
 
@@ -216,10 +219,17 @@ class Image:
         Raises:
             RegistryError: what the registry refused; blobs already sent are found there next time.
         """
+        from edge_containers.registry_client import RegistryClient
+
         wanted = ImageRef(registry, repository or self.name, str(self.version))
-        client = RegistryClient(registry, credentials=credentials, ca_file=ca_file)
-        with self.workspace.lock(STORE_LOCK, shared=True), steps(f"pushing {self.id} to {registry}"):
-            result = client.push_image(self.workspace.store, self.descriptor, wanted.repository, wanted.tag)
+        with (
+            RegistryClient(registry, credentials=credentials, ca_file=ca_file) as client,
+            self.workspace.lock(STORE_LOCK, shared=True),
+            steps(f"pushing {self.id} to {registry}") as progress,
+        ):
+            result = client.push_image(
+                self.workspace.store, self.descriptor, wanted.repository, wanted.tag, progress
+            )
         location = wanted.with_digest(self.digest)
         with self.workspace.database.transaction() as db:
             db.execute(
@@ -497,8 +507,6 @@ def _not_found(workspace: Workspace, wanted: str) -> NotFoundError:
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    import io
-
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(data), 0o644
     tar.addfile(entry, io.BytesIO(data))

@@ -120,7 +120,9 @@ class OciBuilder:
             )
         level = self._workspace.settings.image.dependencies_compression
         key = layer_key(LayerRole.DEPENDENCIES, level, [str(lock.digest), str(platform), lock.python])
-        return lock, self._layer(key, LayerRole.DEPENDENCIES, level, lambda: self._installed(lock, work))
+        return lock, self._layer(
+            key, LayerRole.DEPENDENCIES, level, lambda: self._installed(lock, work), f" for {platform}"
+        )
 
     def _installed(self, lock: EnvironmentLock, work: Path) -> list[LayerFile]:
         target = work / "installed"
@@ -150,14 +152,19 @@ class OciBuilder:
         return self._layer(key, role, SMALL_LAYER_COMPRESSION, lambda: files)
 
     def _layer(
-        self, key: str, role: LayerRole, compression: int, files: Callable[[], Iterable[LayerFile]]
+        self,
+        key: str,
+        role: LayerRole,
+        compression: int,
+        files: Callable[[], Iterable[LayerFile]],
+        whose: str = "",
     ) -> BuiltLayer:
-        """The layer from the cache, or made of `files` and remembered."""
+        """The layer from the cache, or made of `files` and remembered; `whose` is for progress."""
         started = time.monotonic()
         layer = self._cache.get(key, role)
         if layer is None:
             sources = files()
-            with self._steps(f"writing the {role} layer"):
+            with self._steps(f"writing the {role} layer{whose}"):
                 descriptor, diff_id = write_layer(
                     self._store, role, sources, compression=compression, stop=self._stop
                 )

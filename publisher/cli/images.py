@@ -1,0 +1,242 @@
+"""`edgewright image`: build, list, show, push, export, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_containers.image_model import Platform
+from publisher.build_request import BuildRequest
+from publisher.builders.oci import BuildResult
+from publisher.cli.options import labels_of, password_of
+from publisher.cli.output import (
+    Format,
+    JsonOption,
+    OutputOption,
+    chosen,
+    command_group,
+    note,
+    progress,
+    show_document,
+    show_rows,
+    size_text,
+)
+from publisher.environments import Environment
+from publisher.image_plan import DEFAULT_MESSAGES
+from publisher.images import ContainerImage, Image, default_platforms
+from publisher.models import Model
+from publisher.workspace import Workspace
+
+if TYPE_CHECKING:
+    from edge_containers.registry_client import BasicCredentials
+
+app = command_group("Build scoring images, push and export them.")
+
+COLUMNS = {
+    "id": "ID",
+    "modelIds": "MODELS",
+    "platforms": "PLATFORMS",
+    "size": "SIZE",
+    "shortDigest": "DIGEST",
+}
+
+ImageArgument = Annotated[
+    str, typer.Argument(metavar="NAME[:VERSION]", help="A built image; newest version by default.")
+]
+
+
+@app.command()
+def build(
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME[:VERSION]", help="Registered model to score with.")
+    ],
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            "--script", "-s", help="Entry script with init() and run(); not needed for one .onnx file."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-t", help="Name of the image; the model's by default.")
+    ] = None,
+    requirements: Annotated[Path | None, typer.Option(help="requirements.txt of the script.")] = None,
+    include: Annotated[
+        list[Path] | None, typer.Option(help="File or folder beside the script. May be repeated.")
+    ] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="linux/amd64 or linux/arm64; the workspace's by default. May be repeated."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="none: run by the device's own Python.")] = None,
+    messages: Annotated[
+        str, typer.Option(metavar="INPUT=OUTPUT", help="Message input scored, and output answered on.")
+    ] = DEFAULT_MESSAGES,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Resolve anew instead of using the workspace's lock.")
+    ] = False,
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    description: Annotated[str | None, typer.Option(help="What it is.")] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a scoring image for every platform."""
+    workspace = Workspace.open()
+    registered = Model(workspace, id=model)
+    python = workspace.settings.environment.python
+    request = BuildRequest(
+        name=name or registered.name,
+        model=registered,
+        script=script,
+        environment=Environment.from_file(requirements, python) if requirements else Environment((), python),
+        includes=tuple(include or ()),
+        platforms=_platforms(workspace, platform),
+        base=base or workspace.settings.image.default_base,
+        messages=messages,
+        upgrade=upgrade,
+        tags=labels_of(tag, "--tag"),
+        description=description,
+    )
+    image = ContainerImage.from_request(workspace, request, steps=progress)
+    if chosen(output, as_json) is not Format.TABLE:
+        show_document(image.serialize() | _build_document(image.build), chosen(output, as_json))
+        return
+    print(f"{image.id} {image.digest}")
+    _note_build(image)
+    note(f"next: edgewright image push {image.id} REGISTRY")
+
+
+@app.command("list")
+def list_images(
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Only this name.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME:VERSION", help="Only with this model.")
+    ] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """List images, newest version first."""
+    images = [image.serialize() for image in Image.list(Workspace.open(), image_name=name, model_id=model)]
+    for_reading = [
+        {**image, "size": size_text(image["sizeBytes"]), "shortDigest": image["digest"][:19]}
+        for image in images
+    ]
+    show_rows(
+        for_reading if chosen(output, as_json) is Format.TABLE else images, COLUMNS, chosen(output, as_json)
+    )
+
+
+@app.command()
+def show(image: ImageArgument, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
+    """Show one image with its layers."""
+    show_document(Image(Workspace.open(), id=image).serialize(), chosen(output, as_json))
+
+
+@app.command()
+def push(
+    image: ImageArgument,
+    registry: Annotated[str, typer.Argument(help="Registry to push to, as HOST[:PORT].")],
+    *,
+    repository: Annotated[
+        str | None, typer.Option(help="Repository there; the image's name by default.")
+    ] = None,
+    username: Annotated[str | None, typer.Option(help="User of the registry.")] = None,
+    password_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--password-stdin", help="Read the password from stdin (else EDGEWRIGHT_REGISTRY_PASSWORD)."
+        ),
+    ] = False,
+    ca_file: Annotated[Path | None, typer.Option(help="Certificate authority of the registry, PEM.")] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Push an image; only blobs that the registry lacks are sent. Prints its reference by digest."""
+    found = Image(Workspace.open(), id=image)
+    pushed = found.push(
+        registry,
+        repository=repository,
+        credentials=_credentials(username, password_stdin),
+        ca_file=ca_file,
+        steps=progress,
+    )
+    if chosen(output, as_json) is not Format.TABLE:
+        document = {
+            "imageLocation": str(pushed.location),
+            "bytesSent": pushed.bytes_sent,
+            "blobsSent": pushed.blobs_sent,
+            "blobsSkipped": pushed.blobs_skipped,
+        }
+        show_document(document, chosen(output, as_json))
+        return
+    print(pushed.location)
+    note(f"sent {pushed.bytes_sent} bytes: {pushed.blobs_sent} blobs, {pushed.blobs_skipped} were there")
+
+
+@app.command()
+def export(
+    image: ImageArgument,
+    output_file: Annotated[Path, typer.Option("--output-file", help="Where to write it.")],
+) -> None:
+    """Write an image as an OCI archive, which skopeo takes as oci-archive:FILE."""
+    found = Image(Workspace.open(), id=image)
+    with progress(f"writing {output_file.name}"):
+        size = found.export(output_file)
+    note(f"image {found.id} written to {output_file}, {size_text(size)}")
+
+
+@app.command()
+def delete(
+    image: Annotated[str, typer.Argument(metavar="NAME:VERSION", help="The version to delete.")],
+) -> None:
+    """Delete one version of an image here; copies in registries stay."""
+    found = Image(Workspace.open(), id=image)
+    found.delete()
+    note(f"image {found.id} deleted")
+
+
+def _platforms(workspace: Workspace, given: list[str] | None) -> tuple[Platform, ...]:
+    return tuple(Platform.parse(each) for each in given) if given else default_platforms(workspace)
+
+
+def _credentials(username: str | None, password_stdin: bool) -> BasicCredentials | None:
+    from edge_containers.registry_client import BasicCredentials
+
+    return BasicCredentials(username, password_of(from_stdin=password_stdin)) if username else None
+
+
+def _build_document(result: BuildResult | None) -> dict[str, object]:
+    layers = [
+        {
+            "platform": str(each.platform),
+            "role": layer.role,
+            "digest": str(layer.descriptor.digest),
+            "sizeBytes": layer.descriptor.size,
+            "reused": layer.reused,
+            "seconds": round(layer.seconds, 3),
+        }
+        for each in (result.platforms if result else ())
+        for layer in each.layers
+    ]
+    return {"built": layers}
+
+
+def _note_build(image: Image) -> None:
+    if image.build is None:
+        return
+    for each in image.build.platforms:
+        if each.lock.reused:
+            note(
+                f"{each.platform}: dependencies as resolved here at {each.lock.resolved_at}; --upgrade resolves again"
+            )
+    seen = set()
+    for each in image.build.platforms:
+        for layer in each.layers:
+            if layer.descriptor.digest not in seen:
+                seen.add(layer.descriptor.digest)
+                shared = f" {each.platform}" if layer.role == "dependencies" else ""
+                how = "reused" if layer.reused else f"{layer.seconds:.1f} s"
+                note(f"  {layer.role + shared:26} {size_text(layer.descriptor.size):>9}  {how}")
+    note(f"image {image.id} built in {image.build_seconds:.1f} s, {size_text(image.size)}")
