@@ -200,13 +200,7 @@ class ProcessRuntime:
             raise ImageNotPreparedError(
                 f"module '{spec.name}': image {spec.image} has not been pulled", where=str(spec.image)
             )
-        instance = Instance(self._instance_folder(spec.name, spec.instance_id))
-        try:
-            instance.folder.mkdir(mode=0o700, parents=True)
-        except FileExistsError as error:
-            raise ModuleStartError(
-                f"module '{spec.name}' has an instance {spec.instance_id} already", where=str(instance.folder)
-            ) from error
+        instance = self._new_instance(spec.name, spec.instance_id)
         with ExitStack() as on_failure, ExitStack() as sockets:
             on_failure.callback(instance.delete)
             health = sockets.enter_context(listen(spec.name, (LOOPBACK, 0)))
@@ -219,6 +213,18 @@ class ProcessRuntime:
             instance.launch(document, filter(None, (health, public)))
             on_failure.pop_all()
         return instance.state()
+
+    def _new_instance(self, name: str, instance_id: str) -> Instance:
+        instance = Instance(self._instance_folder(name, instance_id))
+        if (instance.folder / "spec.json").exists():
+            raise ModuleStartError(
+                f"module '{name}' has an instance {instance_id} already", where=str(instance.folder)
+            )
+        if instance.folder.is_dir():
+            # Left by a start that was killed before it wrote down what to start.
+            instance.delete()
+        instance.folder.mkdir(mode=0o700, parents=True)
+        return instance
 
     def _public_socket(self, spec: ModuleSpec, labels: Mapping[str, str]) -> socket.socket | None:
         """The socket of the instance that already serves this address, else a new one; None for no HTTP at all."""

@@ -26,7 +26,7 @@ from edge_containers.store import ContentStore
 from edge_contracts.image_ref import ImageDigest
 
 MODULE = """
-import os, signal, socket, sys, threading, time, urllib.parse
+import os, queue, signal, socket, sys, threading, urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import a_dependency
@@ -80,17 +80,14 @@ def main():
     print("module", VERSION, "starts", flush=True)
     if VERSION == "crash":
         sys.exit(3)
-    wanted = {signal.SIGTERM, signal.SIGUSR1}
-    if VERSION == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for number in wanted if VERSION != "deaf" else ():
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    signals = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: signals.put(number))
     servers = [serve("EDGEWRIGHT_HEALTH_FD")]
     public = "EDGEWRIGHT_HTTP_FD" in os.environ
     if public and "EDGEWRIGHT_HOLD" not in os.environ:
         servers.append(serve("EDGEWRIGHT_HTTP_FD"))
-    while signal.sigwait(wanted) == signal.SIGUSR1:
+    while signals.get() == signal.SIGUSR1 or VERSION == "deaf":
         if public and len(servers) == 1:
             servers.append(serve("EDGEWRIGHT_HTTP_FD"))
     for server in servers:
