@@ -340,7 +340,7 @@ class RegistryClient:
                 raise self._transport.error(
                     RegistryUnavailableError, "does not have the rest of a blob", repository
                 )
-            if response.status == 200 or _range_start(response) != part.size:
+            if part.size and (response.status == 200 or _range_start(response) != part.size):
                 self._start_over(repository, part, response)
             for chunk in self._transport.stream(response, repository):
                 download.take(part, chunk, self.registry, repository)

@@ -117,9 +117,11 @@ class BlobWriter:
         self.size = 0
 
     def adopt(self) -> None:
-        """Take the bytes already in the file as written: hashes them, and leaves the file at its end."""
-        self._file.seek(0)
-        while chunk := self._file.read(_CHUNK_BYTES):
+        """Take the bytes already in the file as written, unless there are more than the blob has."""
+        present = os.fstat(self._file.fileno()).st_size
+        if self._expected_size is not None and present > self._expected_size:
+            self.restart()
+        while self.size < present and (chunk := self._file.read(_CHUNK_BYTES)):
             self._hash.update(chunk)
             self.size += len(chunk)
 
@@ -246,8 +248,6 @@ class ContentStore:
             return
         with self._written(path, size, file) as (writer, file):
             writer.adopt()
-            if writer.size > size:
-                writer.restart()
             try:
                 yield writer
                 self._commit(path, writer, file, expected, source)
