@@ -267,7 +267,7 @@ def _http_config(app: Starlette, pki: PkiFiles | None) -> uvicorn.Config:
         app,
         http="httptools",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
