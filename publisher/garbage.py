@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from edge_contracts.image_ref import ImageDigest
+from publisher.builders.layer import LayerCache
 from publisher.errors import BusyError
 from publisher.workspace import Workspace
 
@@ -38,7 +37,8 @@ def _models(workspace: Workspace) -> list[ImageDigest]:
 
 def _forget_lost_layers(workspace: Workspace) -> None:
     """Cache entries whose blob went away go too; they would only be read and refused at the next build."""
-    for entry in (workspace.cache / LAYER_CACHE).glob("*.json"):
-        digest = ImageDigest.parse(json.loads(entry.read_bytes())["digest"])
-        if not workspace.store.has(digest):
+    folder = workspace.cache / LAYER_CACHE
+    cache = LayerCache(folder, workspace.store)
+    for entry in folder.glob("*.json"):
+        if cache.get(entry.stem, "") is None:
             entry.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from typing import IO, Protocol, cast
 
 from edge_containers.image_model import OCI_LAYER_GZIP, OCI_LAYER_TAR, Descriptor, canonical_json
 from edge_containers.store import ContentStore
+from edge_contracts.errors import ContractError
 from edge_contracts.image_ref import ImageDigest
 from publisher.errors import BuildCancelledError, ModelFileError
 
@@ -188,7 +189,7 @@ class LayerCache:
             entry = json.loads((self._folder / f"{key}.json").read_bytes())
             digest, diff_id = ImageDigest.parse(entry["digest"]), ImageDigest.parse(entry["diffId"])
             descriptor = Descriptor(entry["mediaType"], digest, entry["size"], {ROLE_ANNOTATION: role})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, ContractError):
             return None
         if not self._store.is_whole(descriptor):
             return None

@@ -1,0 +1,193 @@
+"""`edgewright manifest`: deployment manifests, made, checked and applied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_contracts.errors import ContractError
+from edge_contracts.manifest import DeploymentManifest, Severity
+from edge_contracts.redact import redact_document
+from publisher.cli.devices import rollout_document
+from publisher.cli.options import labels_of, password_of
+from publisher.cli.output import (
+    Format,
+    JsonOption,
+    OutputOption,
+    chosen,
+    command_group,
+    note,
+    progress,
+    show_document,
+)
+from publisher.credentials import CredentialSource, EmbeddedCredentials, GivenCredentials
+from publisher.devices import wait_for_rollout
+from publisher.embedded_hub import NoHubError, hub_endpoint
+from publisher.errors import NotFoundError, UsageError
+from publisher.manifests import generate as generate_manifest
+from publisher.manifests import parse_module, write_manifest
+from publisher.workspace import Workspace
+
+app = command_group("Deployment manifests for IoT Edge devices.")
+
+ManifestArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment manifest.")]
+
+
+@app.command()
+def generate(
+    modules: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]IMAGE…", help="Modules: built images as pushed, or references by digest."
+        ),
+    ],
+    *,
+    route: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ROUTE",
+            help="May be repeated; without any, the device's messages go in and results go upstream.",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of every module. May be repeated.")
+    ] = None,
+    publish: Annotated[
+        str | None, typer.Option(metavar="[HOST:]PORT", help="Port on the device; a free one by default.")
+    ] = None,
+    registry_username: Annotated[
+        str | None, typer.Option(help="User of a registry that is not the embedded one.")
+    ] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read that user's password from stdin.")
+    ] = False,
+    output_file: Annotated[
+        Path | None, typer.Option("--output-file", help="Where to write it (mode 0600).")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print credentials too.")] = False,
+) -> None:
+    """Make a manifest from images, with pull-only credentials, routes and images by digest."""
+    workspace = Workspace.open()
+    requests = [parse_module(workspace, text) for text in modules]
+    if publish is not None and len(requests) > 1:
+        raise UsageError("--publish is for one module; make one manifest for each port")
+    requests = [
+        type(request)(request.name, request.image, labels_of(env, "--env"), publish) for request in requests
+    ]
+    sources: list[CredentialSource] = []
+    if registry_username is not None:
+        password = password_of(from_stdin=password_stdin)
+        for registry in {request.image.credentials_host for request in requests}:
+            sources.append(GivenCredentials(registry, registry_username, lambda: password))
+    else:
+        try:
+            sources.append(EmbeddedCredentials(hub_endpoint(workspace)))
+        except NoHubError:
+            note("no hub, so no credentials: give a registry's own with --registry-username")
+    manifest = generate_manifest(
+        requests, routes=labels_of(route, "--route") if route else None, sources=tuple(sources)
+    )
+    document = manifest.dump()
+    if output_file is not None:
+        write_manifest(output_file, json.dumps(document, indent=2) + "\n")
+        note(f"manifest written to {output_file}: {_sizes(manifest)}")
+        note(f"next: edgewright manifest apply {output_file} --device DEVICE")
+    else:
+        print(json.dumps(document if show else redact_document(document), indent=2))
+
+
+@app.command()
+def check(
+    file: ManifestArgument, *, output: OutputOption = Format.TABLE, as_json: JsonOption = False
+) -> None:
+    """Check a manifest: form, names, routes, images, size. Exit code 1 for an error, 0 for warnings."""
+    manifest = read_manifest(file)
+    findings = manifest.check()
+    wanted = chosen(output, as_json)
+    if wanted is Format.TABLE:
+        for finding in findings:
+            print(f"{finding.severity}: '{finding.where}' {finding.message}")
+        print(f"{file}: {len(findings)} findings; {_sizes(manifest)}")
+    else:
+        rows = [
+            {"code": f.code, "severity": str(f.severity), "where": f.where, "message": f.message}
+            for f in findings
+        ]
+        show_document({"findings": rows, **_size_document(manifest)}, wanted)
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def apply(
+    file: ManifestArgument,
+    *,
+    device: Annotated[str, typer.Option("--device", "-d", help="The device to set.")],
+    wait: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Wait until the device has finished.")
+    ] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Set a device's modules and routes through the hub's service API.
+
+    With --wait, exit code 1 when the device did not come to the new release: it then runs what it ran before.
+    """
+    manifest = read_manifest(file)
+    errors = [finding for finding in manifest.check() if finding.severity is Severity.ERROR]
+    if errors:
+        raise ContractError(
+            f"{file} would not work: '{errors[0].where}' {errors[0].message}",
+            where=errors[0].where,
+            next_command=f"edgewright manifest check {file}",
+        )
+    workspace = Workspace.open()
+    client = hub_endpoint(workspace).client()
+    client.apply_configuration(device, manifest.dump())
+    workspace.audit("manifest apply", device, modules={n: str(m.image) for n, m in manifest.modules.items()})
+    if wait is None:
+        note(f"deployment sent to device {device}")
+        note(f"next: edgewright device show {device} --wait 60")
+        return
+    with progress(f"waiting for device {device}"):
+        rollout = wait_for_rollout(client, device, wait)
+    show_document({"deviceId": device, **rollout_document(rollout)}, chosen(output, as_json))
+    if rollout.result != "succeeded":
+        note(f"error: device {device} did not take deployment {rollout.desired_version}: {rollout.result}")
+        note(f"next: edgewright device twin {device} --module '$edgeAgent'")
+        raise typer.Exit(1)
+
+
+def read_manifest(file: Path) -> DeploymentManifest:
+    """The manifest in a file.
+
+    Raises:
+        NotFoundError: there is no such file. ContractError: it is not a manifest.
+    """
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise NotFoundError(
+            f"manifest {file} cannot be read: {error.strerror}",
+            where=str(file),
+            next_command="edgewright manifest generate IMAGE --output-file FILE",
+        ) from error
+    return DeploymentManifest.parse(text)
+
+
+def _size_document(manifest: DeploymentManifest) -> dict[str, Any]:
+    return {
+        "desiredBytes": manifest.desired_size_bytes(),
+        "predictedReportedBytes": manifest.predicted_reported_size_bytes(),
+        "limitBytes": 32768,
+    }
+
+
+def _sizes(manifest: DeploymentManifest) -> str:
+    sizes = _size_document(manifest)
+    return "desired {desiredBytes}, reported at most {predictedReportedBytes} of {limitBytes} bytes".format(
+        **sizes
+    )
