@@ -42,20 +42,21 @@ class _Pair:
     key: ec.EllipticCurvePrivateKey
 
 
-def ensure_pki(directory: Path, san: list[str]) -> PkiFiles:
+def ensure_pki(directory: Path, san: list[str], *, now: datetime | None = None) -> PkiFiles:
     """Make what is missing or no longer fits; names are localhost, 127.0.0.1, ::1, this host's and those of `san`.
 
     Args:
         directory: created with mode 0700 if absent; holds ca.pem, ca-key.pem, server.pem and server-key.pem.
         san: further DNS names and IP addresses of the server.
+        now: the time that lifetimes begin at and are judged by.
 
     Raises:
         OSError: the directory cannot be written.
         ValueError: a name is neither a DNS name nor an address.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = _general_names(["localhost", "127.0.0.1", "::1", socket.gethostname(), *san])
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = _load(directory / "ca.pem", directory / "ca-key.pem")
     if authority is None or _ends_soon(authority.certificate, now):
         authority = _make_authority(now)

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,13 +38,13 @@ class RegistryGrant:
 
     subject: str
     repositories: tuple[str, ...]
-    actions: frozenset[str]
+    actions: Collection[str]
     expires_at: float | None = None
 
     def allowed(self, repository: str) -> frozenset[str]:
         """Actions allowed on one repository; `*` in a pattern matches slashes, too."""
         matches = any(fnmatchcase(repository, pattern) for pattern in self.repositories)
-        return self.actions if matches else frozenset()
+        return frozenset(self.actions) if matches else frozenset()
 
 
 class RegistryAuth(Protocol):

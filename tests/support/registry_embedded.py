@@ -21,7 +21,7 @@ START_S = 20.0
 def grant(
     subject: str, *repositories: str, actions: str = "pull push", expires_at: float | None = None
 ) -> RegistryGrant:
-    return RegistryGrant(subject, repositories, frozenset(actions.split()), expires_at)
+    return RegistryGrant(subject, repositories, tuple(actions.split()), expires_at)
 
 
 @dataclass
