@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 from registry_double import RegistryDouble, User
 from registry_images import PLATFORMS, put_image
-from registry_servers import PASSWORD, USER, RunningRegistry, debian_registry, double_registry, free_port
+from registry_servers import (
+    PASSWORD,
+    USER,
+    RunningRegistry,
+    debian_registry,
+    double_registry,
+    embedded_registry,
+    free_port,
+)
 
 from edge_containers.errors import (
     BlobNotFoundError,
@@ -44,16 +52,17 @@ MODEL = random.Random(1).randbytes(300_000)
 LAYERS = {"dependencies": random.Random(2).randbytes(400_000), "runtime": b"runtime", "model": MODEL}
 
 
-@pytest.fixture(params=["double-basic", "double-bearer", "docker-registry"])
+@pytest.fixture(params=["double-basic", "double-bearer", "docker-registry", "embedded"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningRegistry]:
     with ExitStack() as stack:
         kind: str = request.param
         if kind.startswith("double"):
             yield stack.enter_context(double_registry(kind.removeprefix("double-")))
-        else:
-            folder = tmp_path / "registry"
-            folder.mkdir()
-            yield stack.enter_context(debian_registry(folder))
+            return
+        folder = tmp_path / "registry"
+        folder.mkdir()
+        start = {"docker-registry": debian_registry, "embedded": embedded_registry}[kind]
+        yield stack.enter_context(start(folder))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvicorn
 from registry_double import RegistryDouble, User
+
+from iot_hub.registry import RegistryGrant, make_registry
 
 USER, PASSWORD = "pusher", "correct-horse"
 START_S = 20.0
@@ -85,3 +89,27 @@ def wait_for_port(port: int) -> None:
         except OSError:
             time.sleep(0.02)
     raise TimeoutError(f"no server on port {port} after {START_S:g} s")
+
+
+@contextmanager
+def embedded_registry(folder: Path) -> Iterator[RunningRegistry]:
+    """The hub's registry, as the hub serves it."""
+    app = make_registry(folder, _OneUser())
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            port = listener.getsockname()[1]
+            wait_for_port(port)
+            yield RunningRegistry(f"127.0.0.1:{port}")
+        finally:
+            server.should_exit = True
+            thread.join(START_S)
+
+
+class _OneUser:
+    def check(self, username: str, password: str) -> RegistryGrant | None:
+        is_known = (username, password) == (USER, PASSWORD)
+        return RegistryGrant(username, ("*",), frozenset({"pull", "push"})) if is_known else None
