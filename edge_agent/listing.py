@@ -36,6 +36,9 @@ class ModuleState:
 
     goal: ModuleGoal
     status: str
+    summary: str
+    """Why it is in this status, in words that do not change with the time."""
+
     description: str
     health: str = "unknown"
     instance: str = ""
@@ -101,7 +104,8 @@ def _state(
     goal: ModuleGoal, start: RunningModule | None, current: Current | None, clock: float, wall: float
 ) -> ModuleState:
     if start is None:
-        return ModuleState(goal, "stopped" if not goal.running else "unknown", _absence(goal, current))
+        absence = _absence(goal, current)
+        return ModuleState(goal, "stopped" if not goal.running else "unknown", absence, absence)
     observed = current.instance(goal.key) if current else None
     record = current.restarts.get(goal.key) if current else None
     health = HEALTH_NAMES[observed.health] if observed else "unknown"
@@ -112,10 +116,11 @@ def _state(
         and restarts(goal.restart_policy, start.exit_code)
     )
     status = _status(goal, start, waits)
-    next_attempt = wall + max(0.0, due - clock) if waits and due is not None else None
+    next_attempt = wall + due - clock if waits and due is not None else None
     return ModuleState(
         goal,
         status,
+        _summary(start, status),
         _description(start, status, next_attempt, wall),
         health=health if start.status is ModuleStatus.RUNNING else "none",
         instance=start.instance_id,
@@ -147,14 +152,20 @@ def _absence(goal: ModuleGoal, current: Current | None) -> str:
     return f"Not started: {failed.failure.description}" if failed else "Not started yet"
 
 
-def _description(start: RunningModule, status: str, next_attempt: float | None, wall: float) -> str:
+def _summary(start: RunningModule, status: str) -> str:
     if start.status is ModuleStatus.RUNNING:
-        return f"Up {_span(wall - start.started_at)}"
-    ago = f" {_span(wall - start.finished_at)} ago" if start.finished_at else ""
+        return "Up"
     reason = f", {start.reason}" if start.reason else ""
-    ended = f"{'Stopped' if status == 'stopped' else 'Failed'} ({start.exit_code}{reason}){ago}"
+    return f"{'Stopped' if status == 'stopped' else 'Failed'} ({start.exit_code}{reason})"
+
+
+def _description(start: RunningModule, status: str, next_attempt: float | None, wall: float) -> str:
+    summary = _summary(start, status)
+    if start.status is ModuleStatus.RUNNING:
+        return f"{summary} {_span(wall - start.started_at)}"
+    ago = f" {_span(wall - start.finished_at)} ago" if start.finished_at else ""
     again = f", next start in {_span(next_attempt - wall)}" if next_attempt is not None else ""
-    return ended + again
+    return summary + ago + again
 
 
 def _scoring_uri(start: RunningModule) -> str | None:

@@ -43,6 +43,7 @@ from edge_containers.runtime import ModuleStatus, RunningModule
 from edge_contracts.errors import EdgewrightError
 
 OBSERVE_TIMEOUT_S = 60.0
+GARBAGE_TIMEOUT_S = 300.0
 READY_POLL_S = 0.2
 HEALTH_INTERVAL_S = 10.0
 SETTLE_S = 2.0
@@ -93,6 +94,7 @@ class Reconciler:
         self._health: dict[tuple[str, str], tuple[Health, float]] = {}
         self._watched: dict[int, int] = {}
         self._settle_until = 0.0
+        self._garbage = False
 
     def want(self, release: Release | None) -> None:
         """Set the desired release."""
@@ -133,8 +135,20 @@ class Reconciler:
         """Rounds until there is nothing to do but wait."""
         for _ in range(MAX_ROUNDS):
             if not await self.round():
+                await self._collect_garbage()
                 return
         log.error("the plan does not come to an end: %s", self.waiting)
+
+    async def _collect_garbage(self) -> None:
+        """Once after every release: images that neither it, nor the one before, needs."""
+        if not self._garbage or self.hands.record.attempt is not None or self.hands.pulls:
+            return
+        self._garbage = False
+        freed = await in_thread(
+            GARBAGE_TIMEOUT_S, self.hands.runtime.collect_garbage, self.hands.keep_images()
+        )
+        if freed:
+            log.info("removed images that no release needs: %d bytes", freed)
 
     async def round(self) -> bool:
         """One observation and the steps it asks for; whether anything was done."""
@@ -178,6 +192,7 @@ class Reconciler:
         if isinstance(step, CommitRelease | MarkResult | RollBack):
             last = self.hands.record.last
             if self.hands.record.attempt is None and last is not None:
+                self._garbage = True
                 log.info(
                     "release %s version %d: %s %s",
                     last.digest,

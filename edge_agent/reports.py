@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from edge_agent.desired import Verdict, manifest_of
@@ -150,12 +150,11 @@ def _settings(record: ReleaseRecord, state: ModuleState) -> ModuleSettings | Non
 
 def _module_report(settings: ModuleSettings, state: ModuleState) -> ModuleReport:
     ended_badly = state.exit_code not in (None, 0)
-    words = f"{state.description}: {state.last_words}" if state.last_words else state.description
+    words = f"{state.summary}: {state.last_words}" if state.last_words else state.summary
     return ModuleReport(
         settings,
         RuntimeStatus(state.status),
-        # "Up 3 minutes" would be a new report every minute; the start time says the same.
-        "" if state.status == "running" else words,
+        words,
         image_hash=str(ImageRef.parse(state.goal.image).digest or ""),
         exit_code=state.exit_code or 0,
         restart_count=state.crashes,
@@ -182,7 +181,7 @@ def _release_report(current: Current, clock: float, now: datetime) -> ReleaseRep
             error_class=failure.error_class if failure else None,
             description=failure.description if failure else "",
             previous_digest=serving,
-            next_attempt=now + timedelta(seconds=max(0.0, failed.retry_at - clock)) if failed else None,
+            next_attempt=_utc(now.timestamp() + failed.retry_at - clock) if failed else None,
         )
     last = record.last
     if last is None:

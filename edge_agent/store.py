@@ -8,7 +8,8 @@
 | identities.json     | keys of the device's module identities                                  |
 | lock                | held by the running agent                                               |
 
-All are mode 0600 (desired properties hold registry credentials) in a folder of mode 0700. A file that cannot be
+All are mode 0600 (desired properties hold registry credentials). The folder is 0711: in the sandbox tiers without
+mounts a module's own user passes through it to its layers. A file that cannot be
 read is an error that names it, never an empty start: an agent that forgot its release would stop every module.
 
 Failpoints: `write:<file>:before`, `:written` (temporary file complete, not yet renamed) and `:renamed`.
@@ -64,14 +65,14 @@ class Store:
         self._failpoint = failpoint
 
     def prepare(self) -> None:
-        """Make the folder, private to this user.
+        """Make the folder, which others may pass through but not read.
 
         Raises:
             StoreError: it cannot be made or used.
         """
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.root.chmod(0o700)
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o711)
         except OSError as error:
             raise _unusable(self.root, "make", error) from error
 

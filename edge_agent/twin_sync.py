@@ -73,6 +73,7 @@ class TwinSync:
         identities: Identities,
         store: Store,
         on_desired: Callable[[Desired], None],
+        on_connected: Callable[[], None],
         random: Random,
     ) -> None:
         self.module = module
@@ -82,6 +83,7 @@ class TwinSync:
         self._identities = identities
         self._store = store
         self._on_desired = on_desired
+        self._on_connected = on_connected
         self._random = random
         self._desired = Desired({}, 0)
         self._wanted: dict[str, Any] | None = None
@@ -120,6 +122,7 @@ class TwinSync:
             await self._fetch(link)
             self.status = LinkStatus(connected=True)
             log.info("%s is connected, desired version %d", self.module, self._desired.version)
+            self._on_connected()
             await self._follow(link)
             self._note("the connection was lost", "hub-disconnected")
         except HubUnauthorizedError as error:
