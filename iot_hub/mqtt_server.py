@@ -84,8 +84,6 @@ UNAUTHENTICATED_BYTES = 64 * 1024
 TLS_BUFFER_BYTES = 16 * 1024
 # IoT Hub's longest keep-alive; a client that asks for none is taken to mean this.
 LONGEST_KEEP_ALIVE_S = 1767
-# How long the last handler call of a connection may go on after the connection has ended.
-DRAIN_TIMEOUT_S = 10.0
 
 
 class MqttReject(Exception):
@@ -176,7 +174,7 @@ class MqttHandler(Protocol):
         return False
 
     async def on_unsubscribe(self, connection: Connection, topic_filter: str) -> None:
-        """A filter was dropped; called for filters that were not subscribed, too."""
+        """A filter that was subscribed is so no longer."""
 
     async def load_subscriptions(self, identity: Identity) -> Iterable[str]:
         """Filters kept since an earlier process; asked once per identity that connects with CleanSession 0."""
@@ -193,6 +191,7 @@ def server_ssl_context(certificate: Path, private_key: Path) -> ssl.SSLContext:
     """TLS 1.2 and 1.3; 1.2 has to stay, as the device SDK speaks nothing newer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(certificate, private_key)
     return context
 
@@ -529,20 +528,25 @@ class Connection(asyncio.Protocol):
 
     async def _on_subscribe(self, subscribe: Subscribe) -> None:
         codes = []
-        for topic_filter, qos in subscribe.filters:
-            room = (
-                topic_filter in self.subscriptions or len(self.subscriptions) < self._server.max_subscriptions
-            )
-            allowed = room and await self._server.handler.on_subscribe(self, topic_filter)
-            if allowed:
-                self.subscriptions.add(topic_filter)
+        for position, (topic_filter, qos) in enumerate(subscribe.filters):
+            allowed = position < self._server.max_subscriptions and await self._subscribe(topic_filter)
             codes.append(min(qos, 1) if allowed else SUBSCRIBE_FAILURE)
         self._write(encode(Suback(subscribe.packet_id, tuple(codes))))
 
+    async def _subscribe(self, topic_filter: str) -> bool:
+        full = len(self.subscriptions) >= self._server.max_subscriptions
+        if full and topic_filter not in self.subscriptions:
+            return False
+        allowed = await self._server.handler.on_subscribe(self, topic_filter)
+        if allowed:
+            self.subscriptions.add(topic_filter)
+        return allowed
+
     async def _on_unsubscribe(self, unsubscribe: Unsubscribe) -> None:
         for topic_filter in unsubscribe.filters:
-            self.subscriptions.discard(topic_filter)
-            await self._server.handler.on_unsubscribe(self, topic_filter)
+            if topic_filter in self.subscriptions:
+                self.subscriptions.discard(topic_filter)
+                await self._server.handler.on_unsubscribe(self, topic_filter)
         self._write(encode(Unsuback(unsubscribe.packet_id)))
 
     async def _on_disconnect(self, _packet: Disconnect) -> None:
@@ -605,6 +609,16 @@ def _weight(packet: Packet) -> int:
 class MqttServer:
     """Accepts connections, keeps one per identity, and their subscriptions.
 
+    Args:
+        host: one address or name to listen on; the first address of a name counts.
+        port: 0 takes a free one.
+        connect_timeout_s: for the TLS handshake, for CONNECT to come, and for `authenticate`.
+        max_unauthenticated: connections that may be between accept and CONNACK.
+        max_subscriptions: per identity.
+        drain_timeout_s: how long the handler's last call about a connection may go on after the connection ended;
+            then it is cancelled.
+        wall_clock: seconds since 1970, for `expires_at`.
+
     Attributes:
         port: the bound port once `start` has returned.
     """
@@ -620,6 +634,7 @@ class MqttServer:
         max_unauthenticated: int = 1000,
         max_subscriptions: int = 50,
         sweep_interval_s: float = 1.0,
+        drain_timeout_s: float = 10.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.handler = handler
@@ -632,6 +647,7 @@ class MqttServer:
         self._ssl_context = ssl_context
         self._max_unauthenticated = max_unauthenticated
         self._sweep_interval_s = sweep_interval_s
+        self._drain_timeout_s = drain_timeout_s
         self._wall_clock = wall_clock
         self._unauthenticated: set[Connection] = set()
         self._connections: dict[str, Connection] = {}
@@ -730,13 +746,11 @@ class MqttServer:
         pump = connection.pump
         if pump is None:
             return
-        await asyncio.wait({pump}, timeout=DRAIN_TIMEOUT_S)
+        await asyncio.wait({pump}, timeout=self._drain_timeout_s)
         if not pump.done():
-            log.warning(
-                "%r: its handler is still busy %g s after the end; cancelled", connection, DRAIN_TIMEOUT_S
-            )
+            log.warning("%r: its handler is still busy %g s after the end", connection, self._drain_timeout_s)
             pump.cancel()
-            await asyncio.wait({pump}, timeout=DRAIN_TIMEOUT_S)
+            await asyncio.wait({pump}, timeout=self._drain_timeout_s)
             await connection.finish()
 
     # Accepting and sweeping.

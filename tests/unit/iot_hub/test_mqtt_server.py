@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from asyncio import sslproto
@@ -244,6 +245,29 @@ def test_a_new_connection_of_an_identity_ends_the_old_one_first(pki: PkiFiles) -
     run(test())
 
 
+def test_a_handler_that_hangs_does_not_keep_a_new_connection_out(pki: PkiFiles) -> None:
+    async def test() -> None:
+        handler = RecordingHandler()
+        async with (
+            running_server(handler, pki, drain_timeout_s=0.05) as server,
+            client_of(server, pki) as old,
+            client_of(server, pki) as new,
+        ):
+            await old.connect("d")
+            old.write(Publish("hold", b""))
+            await old.ping()
+            assert await new.connect("d") is ConnackCode.ACCEPTED
+            await new.publish("t")
+            assert handler.events == [
+                ("connected", "d"),
+                ("disconnected", "d", DisconnectReason.TAKEN_OVER),
+                ("connected", "d"),
+                ("publish", "d", "t"),
+            ]
+
+    run(test())
+
+
 def test_many_connections_of_one_identity_at_once_leave_exactly_one(pki: PkiFiles) -> None:
     async def test() -> None:
         handler = RecordingHandler()
@@ -461,6 +485,23 @@ def test_a_stranger_that_says_nothing_is_dropped(pki: PkiFiles) -> None:
             client_of(server, pki) as client,
         ):
             await client.expect_closed()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "data", [b"GET / HTTP/1.1\r\n\r\n", encode(Connect("d")), b"\x16\x03\x01\x00\x05hello"]
+)
+def test_what_is_not_tls_is_closed_and_harms_nobody(pki: PkiFiles, data: bytes) -> None:
+    async def test() -> None:
+        async with running_server(RecordingHandler(), pki) as server, client_of(server, pki) as client:
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(data)
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(100):
+                    pass
+            writer.close()
+            assert await client.connect("d") is ConnackCode.ACCEPTED
 
     run(test())
 
