@@ -214,6 +214,7 @@ class Connection(asyncio.Protocol):
         "_decoder",
         "_in_flight",
         "_last_packet_id",
+        "_outgoing",
         "_paused",
         "_queue",
         "_queued_bytes",
@@ -248,6 +249,7 @@ class Connection(asyncio.Protocol):
         self._announced = False  # on_connected was called, on_disconnected not yet
         self._in_flight: dict[int, asyncio.Future[None] | None] = {}
         self._last_packet_id = 0
+        self._outgoing = bytearray()
         self.accepted_at = self.last_heard_at = time.monotonic()
         self.end_reason: DisconnectReason | None = None
         self.pump: asyncio.Task[None] | None = None
@@ -343,7 +345,16 @@ class Connection(asyncio.Protocol):
         return packet_id
 
     def _write(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        """Collects what one turn of the event loop writes: twenty PUBACKs then cost one TLS record, not twenty."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing += data
+        if len(self._outgoing) > TLS_BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        data, self._outgoing = self._outgoing, bytearray()
+        if not data or self._transport is None or self._transport.is_closing():
             return
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
@@ -440,6 +451,7 @@ class Connection(asyncio.Protocol):
             if reason in _REASONS_THAT_ABORT:
                 self._transport.abort()
             else:
+                self._flush()
                 self._transport.close()
         self._start_pump()
 
@@ -781,6 +793,9 @@ class MqttServer:
 
     async def _handshake(self, connection: Connection, client: socket.socket) -> None:
         try:
+            # asyncio does this only for sockets whose protocol number is set, which accepted ones' is not; without
+            # it an acknowledgement may wait 40 ms for the client's.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 client,
@@ -788,7 +803,7 @@ class MqttServer:
                 ssl_handshake_timeout=self.connect_timeout_s,
                 ssl_shutdown_timeout=2.0,
             )
-        except OSError as error:  # ssl.SSLError and ConnectionError are such; asyncio has closed the socket
+        except OSError as error:  # ssl.SSLError and ConnectionError are such; asyncio closes the socket
             log.debug("TLS handshake failed: %s", error)
             self._unauthenticated.discard(connection)
 
