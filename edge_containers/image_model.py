@@ -287,6 +287,25 @@ def select_platform(index: ImageIndex, platform: Platform) -> Descriptor:
     return (exact or fitting)[0]
 
 
+def read_config(data: bytes, manifest: ImageManifest, platform: Platform) -> ImageConfig:
+    """The config of a manifest, checked against it.
+
+    Raises:
+        ImageFormatError: broken, or its diff_ids are not one for each layer.
+        PlatformNotFoundError: the image was made for another platform.
+    """
+    where = f"image config {manifest.config.digest}"
+    config = ImageConfig.from_bytes(data, where)
+    if len(config.diff_ids) != len(manifest.layers):
+        raise ImageFormatError(
+            f"{where} must have a diff_id for each of {len(manifest.layers)} layers, not {len(config.diff_ids)}",
+            where=where,
+        )
+    if not platform.runs(config.platform):
+        raise PlatformNotFoundError(f"image is not built for {platform}: {where} says {config.platform}")
+    return config
+
+
 def document_type(data: bytes, where: str) -> str:
     """Media type of an index or manifest: its own `mediaType`, else told by its fields (OCI makes it optional)."""
     fields = _Fields(_json(data, where), where)

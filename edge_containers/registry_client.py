@@ -32,7 +32,6 @@ from .errors import (
     BlobNotFoundError,
     DigestMismatchError,
     ImageFormatError,
-    PlatformNotFoundError,
     RegistryError,
     RegistryUnavailableError,
 )
@@ -47,6 +46,7 @@ from .image_model import (
     ImageManifest,
     Platform,
     document_type,
+    read_config,
     select_platform,
 )
 from .registry_transport import BasicCredentials, Body, Call, RegistryTransport, discard
@@ -261,7 +261,7 @@ class RegistryClient:
         received = sum(len(data) for _, data in documents) + self._pull_blobs(
             ref.repository, manifest, store, progress
         )
-        config = _checked_config(store, manifest, platform)
+        config = read_config(store.read_bytes(manifest.config.digest), manifest, platform)
         for _, data in reversed(documents):
             store.put_bytes(data)
         pinned = ref.with_digest(documents[0][0].digest)
@@ -543,20 +543,6 @@ def _contents(store: ContentStore, image: Descriptor) -> tuple[list[Descriptor],
                 f"blob {digest} of image {image.digest} is not in the content store {store.root}"
             )
     return list(dict.fromkeys([*manifests, image])), list(blobs.values())
-
-
-def _checked_config(store: ContentStore, manifest: ImageManifest, platform: Platform) -> ImageConfig:
-    digest = manifest.config.digest
-    config = ImageConfig.from_bytes(store.read_bytes(digest), f"image config {digest}")
-    if len(config.diff_ids) != len(manifest.layers):
-        raise ImageFormatError(
-            f"image config {digest} must have a diff_id for each of {len(manifest.layers)} layers, not {len(config.diff_ids)}"
-        )
-    if not platform.runs(config.platform):
-        raise PlatformNotFoundError(
-            f"image is not built for {platform}: image config {digest} says {config.platform}"
-        )
-    return config
 
 
 def _range_start(response: urllib3.BaseHTTPResponse) -> int | None:

@@ -41,12 +41,12 @@ from .image_model import (
     INDEX_TYPES,
     MAX_DOCUMENT_BYTES,
     Descriptor,
-    ImageConfig,
     ImageIndex,
     ImageManifest,
     Platform,
     StoredImage,
     document_type,
+    read_config,
     select_platform,
 )
 
@@ -324,9 +324,7 @@ class ContentStore:
         )
         if not all(self.is_whole(blob) for blob in manifest.blobs):
             return None
-        config = ImageConfig.from_bytes(
-            self.read_bytes(manifest.config.digest), f"image config {manifest.config.digest}"
-        )
+        config = read_config(self.read_bytes(manifest.config.digest), manifest, platform)
         return StoredImage(descriptor, manifest, config)
 
     def is_whole(self, descriptor: Descriptor) -> bool:

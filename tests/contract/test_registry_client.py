@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -531,6 +532,17 @@ def test_nobody_listening_names_host_and_port(pauses: list[float]) -> None:
         ),
     ):
         client.get_manifest("digits", "1")
+    assert len(pauses) == 3
+
+
+def test_silent_registry_is_given_up(pauses: list[float]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            RegistryClient(address, timeout_s=0.1, sleep=pauses.append) as client,
+            pytest.raises(RegistryUnavailableError, match=r"no answer in 0\.1 s"),
+        ):
+            client.get_manifest("digits", "1")
     assert len(pauses) == 3
 
 
