@@ -261,6 +261,24 @@ class _HttpServer(uvicorn.Server):
         """Signals are the process's, which runs two of these and MQTT."""
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cutter = asyncio.ensure_future(self._cut_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutter.cancel()
+
+    async def _cut_idle(self) -> None:
+        """Clients keep connections they do not use and do not read; TLS would wait for their farewell."""
+        while True:
+            await asyncio.sleep(0.02)
+            if self.server_state.tasks:
+                continue
+            for connection in list(self.server_state.connections):
+                transport = connection.transport
+                if transport.get_write_buffer_size() == 0:
+                    transport.abort()
+
 
 def _http_config(app: Starlette, pki: PkiFiles | None) -> uvicorn.Config:
     return uvicorn.Config(
