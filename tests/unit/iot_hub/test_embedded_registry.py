@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,7 +183,11 @@ def test_a_blob_comes_back_whole_and_in_parts(http: Http) -> None:
     part = http("GET", path, Range="bytes=255000-")
     assert (part.status, part.headers["Content-Range"]) == (206, "bytes 255000-255999/256000")
     assert part.data == data[255000:]
-    assert http("GET", path, Range="bytes=300000-").status == 416
+    assert http("GET", path, Range="bytes=-2").data == data[-2:]
+    for wrong in ("bytes=300000-", "lines=1-2", "bytes=0-1,5-6"):
+        refused = http("GET", path, Range=wrong)
+        assert (refused.status, code(refused)) == (416, "RANGE_INVALID")
+        assert refused.headers["Content-Range"] == "bytes */256000"
 
 
 def test_an_upload_in_chunks_continues_where_it_stood(http: Http) -> None:
@@ -199,6 +205,22 @@ def test_an_upload_in_chunks_continues_where_it_stood(http: Http) -> None:
     assert (done.status, done.headers["Docker-Content-Digest"]) == (201, str(digest))
     assert http("GET", f"/v2/team/chunks/blobs/{digest}").data == data
     assert code(http("GET", location)) == "BLOB_UPLOAD_UNKNOWN"
+
+
+def test_a_chunk_that_broke_off_can_be_continued(address: str, http: Http) -> None:
+    location = http("POST", "/v2/team/broken/blobs/uploads/").headers["Location"]
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        head = f"PATCH {location} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {basic(*PUSHER)}\r\n"
+        raw.sendall(f"{head}Content-Length: 2000000\r\n\r\n".encode() + bytes(1_500_000))
+    digest, reached, deadline = ImageDigest.of(bytes(2_000_000)), 0, time.monotonic() + 10
+    while reached == 0:  # until the server has seen that the connection is gone
+        assert time.monotonic() < deadline
+        reached = int(http("GET", location).headers["Range"].removeprefix("0-"))
+    rest = bytes(2_000_000 - reached - 1)
+    done = http("PUT", f"{location}?digest={digest}", rest, Content_Range=f"{reached + 1}-1999999")
+    assert done.status == 201
+    assert 0 < len(rest) < 1_000_000
 
 
 def test_content_that_is_not_its_digest_leaves_nothing(http: Http, address: str) -> None:
