@@ -23,6 +23,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -41,8 +42,9 @@ from edge_contracts.module_settings import (
 from edge_contracts.redact import Secret
 from edge_contracts.release import ErrorClass, ReleaseResult
 from edge_contracts.reported import (
-    DEPLOYMENT_DESCRIPTION_CHARACTERS,
-    STATUS_DESCRIPTION_CHARACTERS,
+    DEPLOYMENT_DESCRIPTION_BYTES,
+    STATUS_DESCRIPTION_BYTES,
+    VERSION_BYTES,
     DeploymentStatusCode,
     Health,
     ModuleReport,
@@ -364,13 +366,18 @@ class DeploymentManifest:
         """Reported properties with every optional member there and every description as long as it gets."""
         digest = str(ImageDigest.of(b""))
         reports = {name: _largest_report(module) for name, module in self.modules.items()}
-        text = "d" * DEPLOYMENT_DESCRIPTION_CHARACTERS
+        text = "d" * DEPLOYMENT_DESCRIPTION_BYTES
         return edge_agent_reported(
             desired_version=0,
             code=DeploymentStatusCode.FAILED,
             description=text,
             runtime=RuntimeInfo(
-                "linux", "x86_64", "0" * 64, "process", "unisolated", "r" * STATUS_DESCRIPTION_CHARACTERS
+                "linux",
+                "x86_64",
+                "0" * VERSION_BYTES,
+                "process",
+                "unisolated",
+                "r" * STATUS_DESCRIPTION_BYTES,
             ),
             edge_agent=_largest_report(self.edge_agent),
             edge_hub=_largest_report(self.edge_hub),
@@ -382,17 +389,25 @@ class DeploymentManifest:
                 error_class=max(ErrorClass, key=len),
                 description=text,
                 previous_digest=digest,
+                next_attempt=_ANY_TIME,
             ),
             agent_version="0" * 16,
         )
+
+
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _largest_report(module: ModuleSettings) -> ModuleReport:
     return ModuleReport(
         module,
         RuntimeStatus.UNHEALTHY,
-        status_description="d" * STATUS_DESCRIPTION_CHARACTERS,
+        status_description="d" * STATUS_DESCRIPTION_BYTES,
         image_hash=str(ImageDigest.of(b"")),
+        last_start=_ANY_TIME,
+        last_exit=_ANY_TIME,
+        last_restart=_ANY_TIME,
+        next_attempt=_ANY_TIME,
         health=Health.UNHEALTHY,
         error_class=max(ErrorClass, key=len),
     )

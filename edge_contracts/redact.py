@@ -4,7 +4,8 @@ Rules:
 - A `Secret` shows `***` in every text form; only `reveal()` gives the value. It is no `str`, so JSON encoders refuse it.
 - `redact_text` removes secrets from free text: connection strings, SAS signatures, `password=…` fields,
   `Authorization` headers, user information of URLs, PEM private keys.
-- `redact_document` replaces the values under secret keys, whatever their type, and redacts every other string.
+- `redact_document` replaces the values under secret keys, whatever their type, and redacts every other string. A key is
+  secret by how it ends (`DB_PASSWORD`), a few short ones by all of it (`auth`, `sig`).
 
 >>> redact_text("HostName=h;DeviceId=d;SharedAccessKey=c2VjcmV0")
 'HostName=h;DeviceId=d;SharedAccessKey=***'
@@ -19,33 +20,25 @@ from typing import NoReturn, final
 
 MASK = "***"
 
-SECRET_KEYS = frozenset(
-    {
-        "accesskey",
-        "accesstoken",
-        "accountkey",
-        "apikey",
-        "auth",
-        "authorization",
-        "clientsecret",
-        "connectionstring",
-        "identitytoken",
-        "passphrase",
-        "passwd",
-        "password",
-        "primarykey",
-        "privatekey",
-        "refreshtoken",
-        "registrytoken",
-        "secondarykey",
-        "secret",
-        "sharedaccesskey",
-        "sharedaccesssignature",
-        "sig",
-        "token",
-    }
+SECRET_ENDINGS = (
+    "accesskey",
+    "accountkey",
+    "apikey",
+    "connectionstring",
+    "passphrase",
+    "passwd",
+    "password",
+    "primarykey",
+    "privatekey",
+    "secondarykey",
+    "secret",
+    "sharedaccesssignature",
+    "token",
 )
-"""Keys of documents whose values are secret, lower case without `_` and `-`."""
+"""Ends of keys whose values are secret, lower case without `_` and `-`."""
+
+SECRET_KEYS = frozenset({"auth", "authorization", "sig"})
+"""Whole keys, likewise."""
 
 
 @final
@@ -131,8 +124,8 @@ def redact_text(text: str) -> str:
 def redact_document(document: object) -> object:
     """A copy of a JSON-like `document` without secrets.
 
-    Values under `SECRET_KEYS` (case, `_` and `-` do not matter) become `***`, even when they are objects; null and
-    empty values stay, since that a secret is missing is worth seeing.
+    Values under secret keys become `***`, even when they are objects; null and empty values stay, since that a secret is
+    missing is worth seeing.
     """
     if isinstance(document, Secret):
         return MASK
@@ -150,4 +143,7 @@ def redact_document(document: object) -> object:
 def _hides(key: object, value: object) -> bool:
     if value is None or value == "":
         return False
-    return isinstance(key, str) and key.replace("_", "").replace("-", "").lower() in SECRET_KEYS
+    if not isinstance(key, str):
+        return False
+    plain = key.replace("_", "").replace("-", "").lower()
+    return plain in SECRET_KEYS or plain.endswith(SECRET_ENDINGS)

@@ -4,8 +4,8 @@ Rules (IoT Edge: `AgentState.cs`, `DockerRuntimeModule.cs`, `EdgeHubConnection.c
 - `schemaVersion` is always "1.0". A time that is not set is 0001-01-01T00:00:00.
 - `runtime.settings` never has `registryCredentials`, and values that look secret are `***` (IoT Edge echoes both).
 - createOptions is cut as in a manifest. System modules have no release; `edgeAgent` has no status and no restart count.
-- Descriptions are cut (128 characters for a module, 512 for the deployment), so that the size of what will be reported
-  is known before publishing.
+- Descriptions are cut (128 bytes for a module, 512 for the deployment), so that the size of what will be reported is
+  known before publishing.
 - The section `edgewright` holds release, health and runtime; consoles that do not know it ignore it.
 - Only the difference to what the hub has is sent: `diff`.
 
@@ -31,8 +31,9 @@ from edge_contracts.twin import format_time
 
 SCHEMA_VERSION = "1.0"
 NEVER = "0001-01-01T00:00:00"
-STATUS_DESCRIPTION_CHARACTERS = 128
-DEPLOYMENT_DESCRIPTION_CHARACTERS = 512
+STATUS_DESCRIPTION_BYTES = 128
+DEPLOYMENT_DESCRIPTION_BYTES = 512
+VERSION_BYTES = 64
 
 
 class DeploymentStatusCode(IntEnum):
@@ -153,7 +154,11 @@ def edge_agent_reported(
         "runtime": {
             "type": "docker",
             "settings": {"minDockerVersion": "", "loggingOptions": ""},
-            "platform": {"os": runtime.os, "architecture": runtime.architecture, "version": runtime.version},
+            "platform": {
+                "os": runtime.os,
+                "architecture": runtime.architecture,
+                "version": _cut(runtime.version, VERSION_BYTES),
+            },
         },
         "systemModules": {"edgeAgent": _edge_agent_module(edge_agent), "edgeHub": _module(edge_hub)},
         "modules": {name: _module(report) for name, report in modules.items()},
@@ -198,7 +203,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _status(code: DeploymentStatusCode, description: str) -> dict[str, Any]:
-    return {"code": int(code), "description": _cut(description, DEPLOYMENT_DESCRIPTION_CHARACTERS)}
+    return {"code": int(code), "description": _cut(description, DEPLOYMENT_DESCRIPTION_BYTES)}
 
 
 def _module(report: ModuleReport) -> dict[str, Any]:
@@ -252,7 +257,7 @@ def _release(release: ReleaseReport) -> dict[str, Any]:
     optional = {
         "result": None if release.result is None else release.result.value,
         "errorClass": None if release.error_class is None else release.error_class.value,
-        "description": _cut(release.description, DEPLOYMENT_DESCRIPTION_CHARACTERS) or None,
+        "description": _cut(release.description, DEPLOYMENT_DESCRIPTION_BYTES) or None,
         "previousDigest": release.previous_digest,
         "nextAttempt": None if release.next_attempt is None else _time(release.next_attempt),
     }
@@ -288,6 +293,10 @@ def _time(moment: datetime | None) -> str:
     return NEVER if moment is None else format_time(moment)
 
 
-def _cut(text: str, characters: int = STATUS_DESCRIPTION_CHARACTERS) -> str:
-    text = redact_text(text)
-    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+def _cut(text: str, limit_bytes: int = STATUS_DESCRIPTION_BYTES) -> str:
+    """`text` without secrets, in at most `limit_bytes` of UTF-8."""
+    encoded = redact_text(text).encode("utf-8", "replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    ellipsis = "…"
+    return encoded[: limit_bytes - len(ellipsis.encode())].decode("utf-8", "ignore") + ellipsis
