@@ -102,9 +102,9 @@ class DataPlane:
 
 
 # The texts a caller sees: nothing of the script, its data or its traceback.
-RUN_FAILED = "The scoring script failed. Its traceback is in the module's log under this request's id."
+RUN_FAILED = "Scoring failed. The reason is in the module's log under this request's id."
 BAD_RESULT = (
-    "The scoring script's result cannot be written as JSON. The log has the reason under this request's id."
+    "The result cannot be written as JSON. The reason is in the module's log under this request's id."
 )
 
 

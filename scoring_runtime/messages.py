@@ -264,6 +264,9 @@ class EdgeMessages:
         self._wake()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        if not self._thread.is_alive():
+            self._wake_reader.close()
+            self._wake_writer.close()
 
     def report(self) -> Mapping[str, Any]:
         counts = self._status.counts
@@ -339,8 +342,8 @@ class EdgeMessages:
     def _wake(self) -> None:
         try:
             self._wake_writer.send(b"\0")
-        except BlockingIOError:
-            pass  # it is full of wake-ups already
+        except OSError:
+            pass  # full of wake-ups already, or closed because the thread has ended
 
 
 class StuckError(ScoringError):

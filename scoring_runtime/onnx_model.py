@@ -35,6 +35,7 @@ ort.disable_telemetry_events()
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 ANY_INPUT = "data"
+UNNAMED = "?"  # a free dimension to which the graph gives no name
 
 # onnxruntime's names of tensor element types → numpy. bfloat16, float8 and 4-bit types have no JSON form.
 DTYPES: Mapping[str, np.dtype] = {
@@ -149,7 +150,9 @@ class OnnxModel:
         if missing:
             tensor = self._inputs[missing[0]]
             raise BadInputError(f"input '{tensor.name}' ({tensor}) is missing; expected {self._expected()}")
-        return {name: _from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
+        arguments = {name: _from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
+        _check_shared_dimensions(self._inputs, arguments)
+        return arguments
 
     def _expected(self) -> str:
         if self._only is not None:
@@ -176,7 +179,7 @@ def _tensor(node: ort.NodeArg) -> Tensor:
             f"input '{node.name}' is a {node.type}, which cannot be sent as JSON;"
             f" expected one of {', '.join(DTYPES)}. Serve this model with an entry script"
         )
-    shape = tuple(size if isinstance(size, int) else (size or "?") for size in node.shape)
+    shape = tuple(size if isinstance(size, int) else (size or UNNAMED) for size in node.shape)
     return Tensor(node.name, dtype, shape)
 
 
@@ -210,6 +213,19 @@ def _from_value(tensor: Tensor, value: Any) -> np.ndarray:
     if not tensor.fits(found.shape):
         raise tensor.wrong(f"shape {list(found.shape)}")
     return _converted(tensor, found, value)
+
+
+def _check_shared_dimensions(inputs: Mapping[str, Tensor], arguments: Mapping[str, np.ndarray]) -> None:
+    """A free dimension with a name has one size in all inputs; onnxruntime fails somewhere inside without that."""
+    seen: dict[str, tuple[str, int]] = {}
+    for name, tensor in inputs.items():
+        for dimension, size in zip(tensor.shape, arguments[name].shape, strict=True):
+            if isinstance(dimension, str) and dimension != UNNAMED:
+                first, expected = seen.setdefault(dimension, (name, size))
+                if size != expected:
+                    raise tensor.wrong(
+                        f"{dimension} = {size}, but {dimension} = {expected} in input '{first}'"
+                    )
 
 
 def _converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
