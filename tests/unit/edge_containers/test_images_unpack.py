@@ -235,24 +235,28 @@ def test_what_a_killed_process_left_is_removed(store: ContentStore, layers: Path
     assert sorted(os.listdir(layers)) == [".b.4567.unpacking", "layer"]
 
 
-names = st.text(st.sampled_from("ab./"), min_size=1, max_size=8)
-targets = st.text(st.sampled_from("ab./"), max_size=8) | st.just("/outside") | st.just("../../outside")
+# Mostly harmless parts, few of them: a hostile entry must meet others that were accepted to have an effect.
+names = st.lists(st.sampled_from(["a", "b", "c"] * 4 + ["..", "."]), min_size=1, max_size=3).map("/".join)
+targets = st.lists(st.sampled_from(["a", "b", "..", ".."]), min_size=1, max_size=4).map("/".join) | st.just(
+    "/a"
+)
 kinds = st.sampled_from(
-    [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE] * 3
+    [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE] * 6
     + [tarfile.CHRTYPE, tarfile.FIFOTYPE]
 )
-modes = st.sampled_from([0o644] * 5 + [0o755, 0o4755, 0o777])
+modes = st.sampled_from([0o644] * 15 + [0o755, 0o4755, 0o777])
 
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
     kind = draw(kinds)
     content = b"content" if kind == tarfile.REGTYPE else b""
-    return entry(draw(names), content, kind=kind, link=draw(targets), mode=draw(modes))
+    name = draw(st.sampled_from([""] * 12 + ["/"])) + draw(names)
+    return entry(name, content, kind=kind, link=draw(targets), mode=draw(modes))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(entries(), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(entries(), min_size=1, max_size=4))
 def test_no_tar_reaches_outside_its_folder(members: list[Entry]) -> None:
     """Whole or absent; and when whole, everything in it, followed to its end, lies in it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -275,7 +279,7 @@ def test_no_tar_reaches_outside_its_folder(members: list[Entry]) -> None:
         assert sorted(os.listdir(base)) == ["a", "layers", "store"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_damaged_tar_never_raises_anything_else(data: st.DataObject) -> None:
     raw = bytearray(tar_of([entry("n" * 120, b"x" * 700), symlink("a", "b"), entry("é", b"y")]))
