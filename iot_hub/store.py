@@ -2,8 +2,8 @@
 
 - Every method that writes is one transaction and returns when it is on the disk (WAL, synchronous=FULL).
 - Methods block. All writing ones are called by one thread at a time, `read_telemetry` by another one.
-- The telemetry log's row carries the bytes of the log up to and including it, so that its size is the difference of two
-  rows. Offsets come from AUTOINCREMENT's counter: one that was deleted is not used again.
+- A row of the telemetry log carries the bytes of all rows ever written up to and including it, so that the log's size is
+  the difference of two rows. Offsets come from AUTOINCREMENT's counter: one that was deleted is not used again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ CREATE TABLE registry_credentials (
     actions TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE telemetry (
-    "offset" INTEGER PRIMARY KEY AUTOINCREMENT, total_bytes INTEGER NOT NULL, enqueued REAL NOT NULL,
+    "offset" INTEGER PRIMARY KEY AUTOINCREMENT, total_bytes INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+    enqueued REAL NOT NULL,
     device_id TEXT NOT NULL, module_id TEXT, system_properties TEXT NOT NULL, properties TEXT NOT NULL,
     body BLOB NOT NULL
 );
@@ -207,7 +208,8 @@ class HubStore:
             if first is None:
                 return False
             kept = database.execute(
-                'SELECT "offset" FROM telemetry WHERE total_bytes > ? AND enqueued >= ? ORDER BY "offset" LIMIT 1',
+                """SELECT "offset" FROM telemetry WHERE total_bytes - size_bytes >= ? AND enqueued >= ?
+                ORDER BY "offset" LIMIT 1""",
                 (self._total_bytes - max_bytes, oldest),
             ).fetchone()
             end = self._next_offset if kept is None else kept["offset"]
@@ -351,6 +353,7 @@ def _telemetry_row(offset: int, total_bytes: int, message: TelemetryMessage) -> 
     return (
         offset,
         total_bytes,
+        message.size_bytes,
         message.enqueued,
         message.device_id,
         message.module_id,
