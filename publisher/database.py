@@ -53,7 +53,7 @@ class Database:
         self.path = path
 
     def migrate(self) -> None:
-        """Create the file, or bring it up to date; all of a migration or nothing of it is applied.
+        """Create the file, or bring it up to date, in one transaction; by one process at a time.
 
         Raises:
             WorkspaceError: no SQLite file, or one of a newer version.
@@ -71,8 +71,7 @@ class Database:
         with self.read() as db:
             db.execute("PRAGMA journal_mode = WAL")
         with self.transaction() as db:
-            # Read again under the write lock: another command may have migrated meanwhile.
-            for number in range(_schema_version(db), len(MIGRATIONS)):
+            for number in range(version, len(MIGRATIONS)):
                 for statement in MIGRATIONS[number]:
                     db.execute(statement)
                 db.execute("UPDATE schema_version SET version = ?", (number + 1,))

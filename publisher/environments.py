@@ -167,7 +167,7 @@ class EnvironmentLocks:
         arguments = ("pip", "install", *options, *_target_options(lock.python, uv_platform(lock.platform)))
         result = self._uv.run(arguments, timeout_s=INSTALL_TIMEOUT_S)
         if result.exit_code != 0:
-            raise _resolve_error(result, lock.platform, self._uv.log_path)
+            raise resolve_error(result, lock.platform, self._uv.log_path)
 
     def _compile(self, environment: Environment, platform: Platform, target: str, work: Path) -> str:
         source, output = work / "requirements.in", work / "requirements.lock"
@@ -177,7 +177,7 @@ class EnvironmentLocks:
         arguments = ("pip", "compile", str(source), *options, *_target_options(environment.python, target))
         result = self._uv.run(arguments, timeout_s=RESOLVE_TIMEOUT_S)
         if result.exit_code != 0:
-            raise _resolve_error(result, platform, self._uv.log_path)
+            raise resolve_error(result, platform, self._uv.log_path)
         return output.read_text(encoding="utf-8")
 
 
@@ -339,6 +339,7 @@ _NO_WHEEL = re.compile(
 )
 _HINT_NO_WHEEL = re.compile(rf"Wheels are (?:required|available) for `{_NAME}`")
 _NO_VERSION = re.compile(rf"there (?:is no version|are no versions) of {_NAME}((?:[=<>!~][^ ]*)?)")
+_WRONG_HASH = re.compile(r"Hash mismatch for `([^`]+)`")
 _AVAILABLE = re.compile(
     r"Wheels are available for `([^`]+)` \(v([^)]+)\) on the following platforms: ([^\n]+)"
 )
@@ -347,7 +348,7 @@ _CAUSE = re.compile(r"cause: (.+?)(?=\s+hint:|\s+cause:|$)")
 SHOWN_CAUSE_CHARACTERS = 400
 
 
-def _resolve_error(result: UvResult, platform: Platform, log: Path) -> EnvironmentResolveError:
+def resolve_error(result: UvResult, platform: Platform, log: Path) -> EnvironmentResolveError:
     """uv's report as one error that names the package; the whole report is in the log."""
     text = " ".join(result.output.split())
     seen = f"(log: {log})"
@@ -364,6 +365,13 @@ def _resolve_error(result: UvResult, platform: Platform, log: Path) -> Environme
         wanted = f"{found[1]}{found[2]}".rstrip(",.")
         return NoVersionError(
             f"the package index has no version that satisfies {wanted!r} for {platform} {seen}",
+            where=found[1],
+        )
+    if found := _WRONG_HASH.search(text):
+        return EnvironmentResolveError(
+            f"the wheel of {found[1]!r} is not the one in the lock: its hash differs; if the index replaced it on purpose, "
+            f"build with --upgrade {seen}",
+            code="wheel-hash",
             where=found[1],
         )
     cause = _CAUSE.search(text)

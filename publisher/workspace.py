@@ -59,7 +59,9 @@ class Workspace:
         self._make_folders()
         self.store = ContentStore(self.state / "oci")
         self.database = Database(self.state / "workspace.db")
-        self.database.migrate()
+        # SQLite answers "busy" at once, without waiting, when two connections switch to WAL mode together.
+        with self.lock("database"):
+            self.database.migrate()
 
     @classmethod
     def init(cls, path: Path | str = ".") -> Workspace:

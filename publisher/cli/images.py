@@ -24,6 +24,7 @@ from publisher.cli.output import (
     size_text,
 )
 from publisher.environments import Environment
+from publisher.errors import UsageError
 from publisher.image_plan import DEFAULT_MESSAGES
 from publisher.images import ContainerImage, Image, default_platforms
 from publisher.models import Model
@@ -137,7 +138,9 @@ def show(image: ImageArgument, output: OutputOption = Format.TABLE, as_json: Jso
 @app.command()
 def push(
     image: ImageArgument,
-    registry: Annotated[str, typer.Argument(help="Registry to push to, as HOST[:PORT].")],
+    registry: Annotated[
+        str | None, typer.Argument(help="Registry as HOST[:PORT]; the embedded hub's by default.")
+    ] = None,
     *,
     repository: Annotated[
         str | None, typer.Option(help="Repository there; the image's name by default.")
@@ -154,11 +157,15 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Push an image; only blobs that the registry lacks are sent. Prints its reference by digest."""
-    found = Image(Workspace.open(), id=image)
+    workspace = Workspace.open()
+    found = Image(workspace, id=image)
+    credentials = _credentials(username, password_stdin)
+    if registry is None or credentials is None:
+        registry, credentials = _embedded_registry(workspace, registry)
     pushed = found.push(
         registry,
         repository=repository,
-        credentials=_credentials(username, password_stdin),
+        credentials=credentials,
         ca_file=ca_file,
         steps=progress,
     )
@@ -199,6 +206,24 @@ def delete(
 
 def _platforms(workspace: Workspace, given: list[str] | None) -> tuple[Platform, ...]:
     return tuple(Platform.parse(each) for each in given) if given else default_platforms(workspace)
+
+
+def _embedded_registry(workspace: Workspace, registry: str | None) -> tuple[str, BasicCredentials | None]:
+    """The embedded hub's registry when none is named, and its credentials when it is the one that is named."""
+    from publisher.credentials import EmbeddedCredentials
+    from publisher.embedded_hub import NoHubError, hub_endpoint
+
+    try:
+        endpoint = hub_endpoint(workspace)
+    except NoHubError:
+        if registry is None:
+            raise
+        return registry, None
+    if registry is None:
+        if endpoint.address is None:
+            raise UsageError("name the registry to push to: this workspace's hub is not the embedded one")
+        registry = endpoint.address.registry
+    return registry, EmbeddedCredentials(endpoint).push_credentials(registry)
 
 
 def _credentials(username: str | None, password_stdin: bool) -> BasicCredentials | None:

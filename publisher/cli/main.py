@@ -30,8 +30,19 @@ class CommandRow:
 
 COMMANDS: Mapping[str, CommandRow] = {
     "init": CommandRow("publisher.cli.workspace", "Make a workspace in a folder.", is_group=False),
+    "demo": CommandRow(
+        "publisher.cli.demo", "Walk a model from file to scores on a device, here.", is_group=False
+    ),
+    "status": CommandRow("publisher.cli.workspace", "Show what this workspace has and runs.", is_group=False),
+    "down": CommandRow(
+        "publisher.cli.workspace", "Stop everything this workspace has started.", is_group=False
+    ),
+    "hub": CommandRow("publisher.cli.hub", "Start, stop and watch the embedded hub."),
     "model": CommandRow("publisher.cli.models", "Register models and look them up."),
     "image": CommandRow("publisher.cli.images", "Build scoring images, push and export them."),
+    "registry": CommandRow("publisher.cli.registry", "Make credentials that devices pull with."),
+    "device": CommandRow("publisher.cli.devices", "Create devices, look at them, call them."),
+    "manifest": CommandRow("publisher.cli.manifests", "Make, check and apply deployment manifests."),
 }
 
 # Typer carries its own copy of click since 0.16; its exceptions are reached through what both export.
@@ -102,3 +113,7 @@ def main() -> None:
         app(prog_name="edgewright")
     except KeyboardInterrupt as error:
         raise SystemExit(report_error(error)) from None
+
+
+if __name__ == "__main__":
+    main()

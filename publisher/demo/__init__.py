@@ -1,0 +1,1 @@
+"""`edgewright demo`: the product's main job, end to end, by the commands that a user types."""
