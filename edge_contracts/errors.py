@@ -14,6 +14,8 @@ Each package keeps its leaves beside the code that raises them. Callers and test
 
 from __future__ import annotations
 
+from edge_contracts.redact import redact_document, redact_text
+
 FOUND_LIMIT = 120
 """Characters of an offending value shown in a message: enough to recognise it, never a whole document."""
 
@@ -97,8 +99,8 @@ class TargetError(EdgewrightError):
 
 
 def shown(value: object) -> str:
-    """`value` as a message shows what was found: its repr, cut to `FOUND_LIMIT` characters."""
-    text = repr(value)
+    """`value` as a message shows what was found: its repr without secrets, cut to `FOUND_LIMIT` characters."""
+    text = redact_text(repr(redact_document(value)))
     return text if len(text) <= FOUND_LIMIT else f"{text[: FOUND_LIMIT - 1]}…"
 
 

@@ -101,8 +101,12 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         f"\\1\\2 {MASK}",
     ),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}"), f"\\1 {MASK}"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@"), f"\\1{MASK}@"),
+    # Not "basic authentication": a token has a capital, a digit or padding somewhere.
+    (
+        re.compile(r"\b((?i:bearer|basic))\s+(?=[a-z]*[A-Z0-9=+/_])[A-Za-z0-9._~+/=-]{8,}"),
+        f"\\1 {MASK}",
+    ),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[^\s/@'\"]+@"), f"\\1{MASK}@"),
     (re.compile(r"(?i)(\bsig=)[^&;\s'\"]+"), f"\\1{MASK}"),
     # "password": "…" in JSON (also JSON inside a JSON string, where the quotes are escaped) and in reprs.
     (

@@ -307,6 +307,13 @@ def test_bad_credential_is_named_without_its_password(value: Any, where: str, me
     assert PASSWORD not in caught.value.message
 
 
+def test_credentials_of_the_wrong_shape_are_shown_without_passwords() -> None:
+    path = agent("runtime", "settings", "registryCredentials")
+    with pytest.raises(ContractError, match=r"must be a JSON object of credentials, not \[\{") as caught:
+        DeploymentManifest.parse(changed(path, [{"username": "u", "password": PASSWORD}]))
+    assert PASSWORD not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("document", "part"),
     [
