@@ -181,7 +181,8 @@ def _object_parser(parameters: Mapping[str, inspect.Parameter]) -> Parse:
             raise BadInputError(
                 f"a value for the parameter '{missing[0]}' is missing; expected {_names(parameters)}"
             )
-        return {name: document[name] for name in parameters if name in document}
+        # Defaults are passed on by name: the decorator converts what it is given and fails on what is left out.
+        return {name: document.get(name, parameter.default) for name, parameter in parameters.items()}
 
     return parse
 

@@ -25,6 +25,17 @@ KEEP_ALIVE_S = 60
 _ANSWER_TIMEOUT_S = 20.0
 _CLOSE_TIMEOUT_S = 1.0
 
+_BAD_TOKEN = "it does not accept this module's token"
+# CONNACK codes of MQTT 3.1.1; paho 2 gives them as those of MQTT 5.
+_REFUSALS = {
+    4: _BAD_TOKEN,
+    5: _BAD_TOKEN,
+    134: _BAD_TOKEN,
+    135: _BAD_TOKEN,
+    3: "unavailable",
+    136: "unavailable",
+}
+
 OnMessage = Callable[[str, bytes, int], None]
 OnAcked = Callable[[int], None]
 
@@ -85,9 +96,8 @@ class MqttLink:
             raise LinkError(f"cannot connect to {self._host}:{PORT}: {error}") from error
         self._await("CONNECT", lambda: self._connected, wake)
         if self._connected:
-            raise LinkError(
-                f"{self._host}:{PORT} refuses the connection (MQTT return code {self._connected})"
-            )
+            reason = _REFUSALS.get(self._connected, f"MQTT return code {self._connected}")
+            raise LinkError(f"{self._host}:{PORT} refuses the connection: {reason}")
         self._client.subscribe(topic_filter, qos=1)
         self._await("SUBSCRIBE", lambda: self._granted, wake)
         if self._granted is not None and self._granted >= 128:

@@ -218,6 +218,12 @@ def test_a_decorated_run_gets_converted_parameters_and_its_defaults(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("schema_package")
+def test_a_default_of_a_decorated_parameter_goes_through_the_decorator_too(tmp_path: Path) -> None:
+    script = decorated(tmp_path, "data", "data=[1]", "data")
+    assert answer(script, ScoringRequest(b"{}", JSON)) == b'["tuple",[1]]'
+
+
+@pytest.mark.usefixtures("schema_package")
 @pytest.mark.parametrize(
     ("body", "text"),
     [

@@ -193,7 +193,10 @@ def test_a_refused_token_is_told_and_tried_again(
     edge.refuse_tokens = True
     running = run_module(double)
     eventually(lambda: len(edge.connects) >= 2, "another attempt")
-    assert "refuses the connection (MQTT return code 5)" in running.messages.report()["lastError"]
+    assert (
+        "refuses the connection: it does not accept this module's token"
+        in running.messages.report()["lastError"]
+    )
     edge.refuse_tokens = False
     running.until("connected")
     assert running.messages.report()["lastError"] is None
