@@ -78,6 +78,7 @@ class DiskFullError(ContainerError):
         super().__init__(
             f"not enough disk space in {where}: {needed_bytes} bytes needed, {free_bytes} bytes free",
             where=where,
+            next_command=f"df -h {where}",
         )
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes

@@ -54,6 +54,7 @@ _CHUNK_BYTES = 64 << 10
 # "docker.io" is a name for people: its API is on this host, and its one-part names are in `library/`.
 _DOCKER_HUB = ("docker.io", "registry-1.docker.io")
 _CREDENTIALS_COMMAND = "edgewright registry credentials"
+_START_COMMAND = "edgewright hub start"
 
 _ERRORS: Mapping[int, type[RegistryError]] = {
     401: RegistryAuthError,
@@ -348,12 +349,15 @@ class RegistryTransport:
             else f" (at {parts.netloc.rpartition('@')[2]})"
         )
         is_trust = isinstance(error, SSLError)
+        # On loopback it can only be the registry of the embedded hub, or one that the user started himself.
+        next_command = _START_COMMAND if _is_loopback(parts.hostname or "") and not is_trust else None
         what = "has no certificate that is trusted here" if is_trust else "is not reachable"
         return RegistryUnavailableError(
             f"registry {self.registry} {what}{peer} for repository '{repository}': {self._reason(error)}",
             registry=self.registry,
             repository=repository,
             temporary=not is_trust,
+            next_command=next_command,
         )
 
     def _reason(self, error: HTTPError) -> str:

@@ -529,10 +529,11 @@ def test_nobody_listening_names_host_and_port(pauses: list[float]) -> None:
         RegistryClient(address, sleep=pauses.append) as client,
         pytest.raises(
             RegistryUnavailableError, match=f"registry {address} is not reachable .*Connection refused"
-        ),
+        ) as caught,
     ):
         client.get_manifest("digits", "1")
     assert len(pauses) == 3
+    assert (caught.value.temporary, caught.value.next_command) == (True, "edgewright hub start")
 
 
 def test_silent_registry_is_given_up(pauses: list[float]) -> None:

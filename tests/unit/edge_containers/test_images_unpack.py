@@ -7,6 +7,8 @@ import gzip
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -308,3 +310,41 @@ def test_gnu_format_is_read(store: ContentStore, layers: Path) -> None:
     descriptor, diff_id = put_layer(store, buffer.getvalue())
     unpack_layer(store, descriptor, diff_id, layers / "layer")
     assert os.listdir(layers / "layer") == ["n" * 150]
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from edge_containers.errors import DiskFullError
+from edge_containers.image_model import OCI_LAYER_GZIP, Descriptor
+from edge_containers.store import ContentStore
+from edge_containers.unpack import unpack_layer
+from edge_contracts.image_ref import ImageDigest
+
+store, small_disk, digest, size, diff_id = sys.argv[1:]
+descriptor = Descriptor(OCI_LAYER_GZIP, ImageDigest.parse(digest), int(size))
+try:
+    unpack_layer(ContentStore(Path(store)), descriptor, ImageDigest.parse(diff_id), Path(small_disk) / "layer")
+except DiskFullError as error:
+    print(error.code, sorted(each.name for each in Path(small_disk).iterdir()))
+"""
+
+
+def test_full_disk_leaves_no_half_layer(store: ContentStore, tmp_path: Path) -> None:
+    """On a real full file system: a tmpfs of 1 MB in a mount namespace of its own."""
+    descriptor, diff_id = put_layer(store, make_tar({"a": b"a", "zeros": bytes(3_000_000)}))
+    small_disk = tmp_path / "small"
+    small_disk.mkdir()
+    mount = f'mount -t tmpfs -o size=1m tmpfs "{small_disk}" && exec "$@"'
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", mount, "sh"]
+    if subprocess.run([*unshare, "true"], capture_output=True, timeout=30, check=False).returncode != 0:
+        pytest.skip("needs unprivileged user namespaces, for a full file system of its own")
+    names = (store.root, small_disk, descriptor.digest, descriptor.size, diff_id)
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", FULL_DISK, *map(str, names)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("disk-full []\n", "")
