@@ -30,13 +30,14 @@ from edge_containers.image_model import (
     Platform,
     canonical_json,
 )
+from edge_contracts.errors import PublishError
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
 from publisher.database import next_version
 from publisher.environments import Environment
-from publisher.errors import NotFoundError, PublishError, ScriptError, UsageError
+from publisher.errors import NotFoundError, ScriptError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.models import Model
 from publisher.records import Filter, check_labels, matches, split_id
@@ -329,10 +330,10 @@ class Image:
         _add_bytes(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
         _add_bytes(tar, "index.json", index)
         for digest in sorted(digests):
-            entry = tarfile.TarInfo(f"blobs/{digest.algorithm}/{digest.hex}")
-            entry.size, entry.mode = store.size(digest), 0o644
+            member = tarfile.TarInfo(f"blobs/{digest.algorithm}/{digest.hex}")
+            member.size, member.mode = store.size(digest), 0o644
             with store.open(digest) as blob:
-                tar.addfile(entry, blob)
+                tar.addfile(member, blob)
 
 
 class ContainerImage(Image):

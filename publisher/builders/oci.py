@@ -25,6 +25,7 @@ from edge_containers.image_model import (
     ImageManifest,
     Platform,
 )
+from edge_contracts.errors import PublishError
 from publisher.build_request import BuildRequest
 from publisher.builders.layer import (
     BuiltLayer,
@@ -36,7 +37,7 @@ from publisher.builders.layer import (
     write_layer,
 )
 from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
-from publisher.errors import BuildCancelledError, PublishError
+from publisher.errors import BuildCancelledError
 from publisher.garbage import LAYER_CACHE
 from publisher.image_plan import DEPENDENCIES_ROOT, RUNTIME_ROOT, ImagePlan, LayerRole, image_config
 from publisher.steps import Steps

@@ -159,13 +159,13 @@ def push(
     """Push an image; only blobs that the registry lacks are sent. Prints its reference by digest."""
     workspace = Workspace.open()
     found = Image(workspace, id=image)
-    credentials = _credentials(username, password_stdin)
-    if registry is None or credentials is None:
-        registry, credentials = _embedded_registry(workspace, registry)
+    given, embedded = _credentials(username, password_stdin), None
+    if registry is None or given is None:
+        registry, embedded = _embedded_registry(workspace, registry)
     pushed = found.push(
         registry,
         repository=repository,
-        credentials=credentials,
+        credentials=given or embedded,
         ca_file=ca_file,
         steps=progress,
     )

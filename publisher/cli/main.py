@@ -46,7 +46,9 @@ COMMANDS: Mapping[str, CommandRow] = {
 }
 
 # Typer carries its own copy of click since 0.16; its exceptions are reached through what both export.
-_CLICK_ERROR = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+_CLICK_ERROR: type[Exception] = next(
+    each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException"
+)
 _HANDLED_BY_TYPER = (_CLICK_ERROR, typer.Exit, typer.Abort, BrokenPipeError)
 
 
