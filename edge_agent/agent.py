@@ -28,6 +28,7 @@ from edge_agent.executors import Hands
 from edge_agent.hub_client import Connector
 from edge_agent.identity import Identities
 from edge_agent.listing import ModuleState, module_states
+from edge_agent.observe import Probe, probe
 from edge_agent.planner import Current
 from edge_agent.reconciler import Reconciler
 from edge_agent.release import ReleaseRecord
@@ -125,6 +126,7 @@ class Agent:
         upstream: Upstream,
         store: Store,
         random: Random,
+        probe: Probe = probe,
     ) -> None:
         self._config = config
         self._device_id = device_id
@@ -149,6 +151,7 @@ class Agent:
             random=random,
             changed=self._report,
             clock=self._clock,
+            probe=probe,
         )
         options: dict[str, Any] = {
             "connector": connector,
@@ -256,7 +259,7 @@ class Agent:
     def _on_agent_desired(self, desired: Desired) -> None:
         self._verdict = read_desired(desired.values, desired.version)
         if self._verdict.release is None:
-            log.warning("desired version %d is refused: %s", desired.version, self._verdict.description)
+            _log_refusal("$edgeAgent", desired, self._verdict.description)
         self.reconciler.want(self._verdict.release)
 
     def _on_hub_desired(self, desired: Desired) -> None:
@@ -265,7 +268,7 @@ class Agent:
             manifest = read_routes(desired.values)
         except ContractError as error:
             self._routes_problem = error
-            log.warning("routes of desired version %d are refused: %s", desired.version, error)
+            _log_refusal("$edgeHub", desired, error.message)
         else:
             self._routes_problem = None
             self._local_hub.set_routes(manifest.routes, manifest.store_and_forward_ttl_s)
@@ -345,6 +348,7 @@ class Agent:
             "lastDesiredVersion": number,
             "lastDesiredStatus": {"code": int(code), "description": description},
             "release": release_summary(record),
+            "pulledBytes": self.reconciler.hands.pulled_bytes,
         }
 
     async def _op_restart(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,6 +376,11 @@ class Agent:
         properties = {str(key): str(value) for key, value in dict(request.get("properties") or {}).items()}
         message = Message(body=body, content_type=request.get("contentType"), properties=properties)
         return {"endpoints": await self._local_hub.publish_local(message)}
+
+
+def _log_refusal(module: str, desired: Desired, reason: str) -> None:
+    level = logging.WARNING if desired.values else logging.INFO
+    log.log(level, "%s: desired version %d changes nothing: %s", module, desired.version, reason)
 
 
 def release_summary(record: ReleaseRecord) -> dict[str, Any]:

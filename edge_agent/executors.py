@@ -101,6 +101,7 @@ class Hands:
         record: the release record as it is on the disk.
         pulls: images being pulled.
         pulled: called when a pull ended, with the error if it failed.
+        pulled_bytes: what pulls have moved since the agent started.
     """
 
     runtime: ModuleRuntime
@@ -111,6 +112,7 @@ class Hands:
     record: ReleaseRecord = field(default_factory=ReleaseRecord)
     failpoint: Failpoint = no_failpoint
     pulls: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    pulled_bytes: int = 0
     workload_dirs: dict[str, Path] = field(default_factory=dict)
     _pull_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_PULLS))
 
@@ -238,7 +240,8 @@ async def _pull_in_background(hands: Hands, image: ImageRef, credentials: BasicC
     failed: EdgewrightError | None = None
     try:
         async with hands._pull_slots:
-            await in_thread(PULL_TIMEOUT_S, hands.runtime.pull, image, credentials, None)
+            prepared = await in_thread(PULL_TIMEOUT_S, hands.runtime.pull, image, credentials, None)
+            hands.pulled_bytes += prepared.bytes_received
     except EdgewrightError as error:
         failed = error
     except TimeoutError:
