@@ -204,7 +204,7 @@ def schema_package(tmp_path: Path) -> None:
 
 
 def decorated(folder: Path, name: str, parameters: str, result: str) -> EntryScript:
-    first = parameters.partition(",")[0]
+    first = parameters.partition(",")[0].partition("=")[0]
     return load(folder, DECORATED.format(decorated=name, parameters=parameters, first=first, result=result))
 
 
