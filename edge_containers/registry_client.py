@@ -169,7 +169,7 @@ class RegistryClient:
         if store.is_whole(descriptor):
             return 0
         source = f"blob in repository '{repository}' of registry {self.registry}"
-        download = _Download(descriptor, progress)
+        download = _Download(descriptor, source, progress)
         with store.resumable(descriptor.digest, descriptor.size, source) as part:
             resumed = part.size > 0
             self._retrying(lambda: self._fetch(repository, download, part))
@@ -301,21 +301,21 @@ class RegistryClient:
         discard(response)
         if response.status == 404:
             return None
-        digest = response.headers.get("Docker-Content-Digest")
-        if digest is None:
-            raise self._transport.error(RegistryError, "does not say the digest of a manifest", repository)
-        return Descriptor(
-            _media_type(response), ImageDigest.parse(digest), int(response.headers["Content-Length"])
-        )
+        digest, size = response.headers.get("Docker-Content-Digest"), response.headers.get("Content-Length")
+        if digest is None or size is None:
+            raise self._transport.error(
+                RegistryError, "does not say a manifest's digest and size", repository
+            )
+        return Descriptor(_media_type(response), ImageDigest.parse(digest), int(size))
 
     def _get_manifest(self, repository: str, reference: str | ImageDigest) -> tuple[Descriptor, bytes]:
         accept = {"Accept": ", ".join(DOCUMENT_TYPES)}
         response = self._send("GET", repository, f"manifests/{reference}", "pull", {200}, headers=accept)
         data = self._transport.read(response, repository, MAX_DOCUMENT_BYTES)
         found = ImageDigest.of(data)
-        named = (
-            response.headers.get("Docker-Content-Digest") if isinstance(reference, str) else str(reference)
-        )
+        # Tags hold no colon; a digest given as text is as binding as a value.
+        by_digest = ":" in str(reference)
+        named = str(reference) if by_digest else response.headers.get("Docker-Content-Digest")
         where = f"manifest '{reference}' in repository '{repository}' of registry {self.registry}"
         if named is not None and named != str(found):
             raise DigestMismatchError(expected=named, found=str(found), where=where)
@@ -343,7 +343,7 @@ class RegistryClient:
             if part.size and (response.status == 200 or _range_start(response) != part.size):
                 self._start_over(repository, part, response)
             for chunk in self._transport.stream(response, repository):
-                download.take(part, chunk, self.registry, repository)
+                download.take(part, chunk)
         if part.size < download.descriptor.size:
             text = f"sent {part.size} of a blob's {download.descriptor.size} bytes and no more"
             raise self._transport.error(RegistryUnavailableError, text, repository)
@@ -459,18 +459,19 @@ class RegistryClient:
 class _Download:
     """A blob on its way in: bounds, counts and reports."""
 
-    def __init__(self, descriptor: Descriptor, progress: Progress | None) -> None:
+    def __init__(self, descriptor: Descriptor, source: str, progress: Progress | None) -> None:
         self.descriptor = descriptor
+        self._source = source
         self.received_bytes = 0
         self._progress = progress
 
-    def take(self, part: BlobWriter, chunk: bytes, registry: str, repository: str) -> None:
+    def take(self, part: BlobWriter, chunk: bytes) -> None:
         size = self.descriptor.size
         if part.size + len(chunk) > size:
             raise DigestMismatchError(
                 expected=f"{self.descriptor.digest} of {size} bytes",
                 found=f"more than {size} bytes",
-                where=f"blob in repository '{repository}' of registry {registry}",
+                where=self._source,
             )
         part.write(chunk)
         self.received_bytes += len(chunk)

@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -296,6 +297,29 @@ def test_two_threads_pull_one_blob(
         thread.join(20)
     assert len({each.descriptor.digest for each in images}) == 1 and len(images) == 3
     assert unfinished(device) == []
+
+
+def test_memory_does_not_grow_with_the_blob(
+    tmp_path: Path, source: ContentStore, device: ContentStore
+) -> None:
+    """The registry is another process, so what is measured is the client's."""
+    with source.writer() as writer:
+        for _ in range(24):
+            writer.write(random.randbytes(1 << 20))
+    blob = writer.blob.describe(OCI_LAYER_TAR)
+    with (
+        debian_registry(tmp_path) as registry,
+        RegistryClient(registry.address, credentials=credentials()) as client,
+    ):
+        tracemalloc.start()
+        try:
+            client.push_blob("big", blob, source)
+            client.pull_blob("big", blob, device)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert device.is_whole(blob)
+    assert peak_bytes < 2 << 20
 
 
 # The double, failing
