@@ -23,6 +23,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "DeviceNotOnline": 404,
     "NotFound": 404,
     "MethodNotAllowed": 405,
+    "RequestTimeout": 408,
     "DeviceAlreadyExists": 409,
     "ModuleAlreadyExistsOnDevice": 409,
     "TooManyModulesOnDevice": 409,

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from edge_contracts.topics import DesiredPatch
 from iot_hub.core import Change, Disconnect, Effect, HubCore, PushDesired
@@ -19,6 +19,8 @@ from iot_hub.presence import Presence
 from iot_hub.store import HubStore
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def utc_now() -> datetime:
@@ -59,7 +61,7 @@ class Hub:
         # Shielded: a caller that goes away must not leave the disk ahead of the memory.
         await asyncio.shield(asyncio.ensure_future(self._change(plan)))
 
-    async def run_store(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def run_store(self, call: Callable[..., Result], *arguments: Any) -> Result:
         """One blocking call of the store, in its writing thread."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, call, *arguments)
 

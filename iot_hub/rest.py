@@ -6,6 +6,7 @@ name in the header `iothub-errorcode`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 # A deployment for 50 modules is the largest document that anyone sends: 52 twins of 32 KiB.
 BODY_LIMIT_BYTES = 2 * 1024 * 1024
+BODY_TIMEOUT_S = 30.0
 _LARGEST_DEVICE_LIST = 1000
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -273,6 +275,16 @@ def _if_match(request: Request) -> str | None:
 
 
 async def _body(request: Request) -> Any:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return parse_json(await _read_body(request), "the body")
+    except TimeoutError as error:
+        raise HubRequestError(
+            "RequestTimeout", f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        ) from error
+
+
+async def _read_body(request: Request) -> bytes:
     raw = bytearray()
     async for part in request.stream():
         raw += part
@@ -280,7 +292,7 @@ async def _body(request: Request) -> Any:
             raise HubRequestError(
                 "RequestEntityTooLarge", f"a request body may have {BODY_LIMIT_BYTES} bytes"
             )
-    return parse_json(bytes(raw), "the body")
+    return bytes(raw)
 
 
 def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:

@@ -47,6 +47,8 @@ from iot_hub.telemetry_log import Retention, TelemetryLog
 # SIGTERM must end the process within 10 s: requests get 5, everything together 9.
 REQUEST_DRAIN_S = 5
 STOP_TIMEOUT_S = 9.0
+# Requests and idle connections of one server at a time; beyond it a client gets 503. Long polls count.
+CONCURRENT_REQUESTS = 2000
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -290,6 +292,7 @@ def _http_config(app: Starlette, pki: PkiFiles | None) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=REQUEST_DRAIN_S,
+        limit_concurrency=CONCURRENT_REQUESTS,
         ssl_certfile=str(pki.server_cert) if pki else None,
         ssl_keyfile=str(pki.server_key) if pki else None,
     )
@@ -321,8 +324,9 @@ def _start_errors(folder: Path) -> Iterator[None]:
 
 def _reason(error: OSError) -> str:
     # create_server appends the address to strerror; getaddrinfo's error numbers are not errno's.
-    known = error.errno is not None and not isinstance(error, socket.gaierror)
-    return os.strerror(error.errno) if known else str(error.strerror or error)
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -204,7 +204,7 @@ class HubStore:
         At most `TRIM_ROWS` at a time; returns whether there is more to delete.
         """
         with self._transaction() as database:
-            first = database.execute('SELECT min("offset") FROM telemetry').fetchone()[0]
+            first: int | None = database.execute('SELECT min("offset") FROM telemetry').fetchone()[0]
             if first is None:
                 return False
             kept = database.execute(
@@ -212,7 +212,7 @@ class HubStore:
                 ORDER BY "offset" LIMIT 1""",
                 (self._total_bytes - max_bytes, oldest),
             ).fetchone()
-            end = self._next_offset if kept is None else kept["offset"]
+            end: int = self._next_offset if kept is None else kept["offset"]
             database.execute('DELETE FROM telemetry WHERE "offset" < ?', (min(end, first + TRIM_ROWS),))
         return end > first + TRIM_ROWS
 
