@@ -19,7 +19,7 @@ from edge_contracts.topics import (
     parse_topic,
 )
 from iot_hub.authentication import Authenticator
-from iot_hub.errors import HubRequestError, HubStorageError
+from iot_hub.errors import STATUS_OF_CODE, HubRequestError, HubStorageError
 from iot_hub.hub import Hub, utc_now
 from iot_hub.identities import IdentityKey
 from iot_hub.json_body import parse_json
@@ -153,6 +153,9 @@ class HubMqttHandler(MqttHandler):
         except HubRequestError as error:
             log.info("reported patch of %s refused: %s", key, error)
             answer = TwinResponse(error.status, topic.rid)
+        except HubStorageError as error:
+            log.error("reported patch of %s not kept: %s", key, error)
+            answer = TwinResponse(STATUS_OF_CODE["ServiceUnavailable"], topic.rid)
         else:
             answer = TwinResponse(204, topic.rid, self._hub.core.twin(key).reported.version)
         connection.send(str(answer), b"")
