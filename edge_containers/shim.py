@@ -52,9 +52,10 @@ _NEVER = float("inf")
 
 
 def write_json(path: str, document: dict[str, object]) -> None:
-    """Write by rename, durably: a reader finds the old document or the new one, also after a power cut."""
+    """Write by rename, durably: a reader, the owner alone, finds the old document or the new, also after a power cut."""
     temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(document, file)
         file.flush()
         os.fsync(file.fileno())

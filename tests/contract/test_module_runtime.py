@@ -24,8 +24,8 @@ from edge_containers.runtime import (
 from edge_contracts.image_ref import ImageDigest, ImageRef
 
 
-@pytest.fixture(params=[f"process-{tier}" for tier in runtime_harness.TIERS])
-def harness(request: pytest.FixtureRequest) -> Iterator[RuntimeHarness]:
+@pytest.fixture(scope="module", params=[f"process-{tier}" for tier in runtime_harness.TIERS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[RuntimeHarness]:
     tier = request.param.removeprefix("process-")
     python = runtime_harness.find_python(tier)
     if python is None:
@@ -33,6 +33,12 @@ def harness(request: pytest.FixtureRequest) -> Iterator[RuntimeHarness]:
     harness = RuntimeHarness(tier, python)
     yield harness
     harness.close()
+
+
+@pytest.fixture
+def harness(implementation: RuntimeHarness) -> Iterator[RuntimeHarness]:
+    yield implementation
+    implementation.reset()
 
 
 def test_a_module_is_started_scored_listed_stopped_and_removed(harness: RuntimeHarness) -> None:
@@ -81,7 +87,7 @@ def test_switching_versions_fails_no_request(harness: RuntimeHarness) -> None:
         assert "2" not in hammer.answers
         harness.runtime.activate("scorer", new.instance_id)
         until(lambda: "2" in hammer.answers, "the new version answers")
-        harness.runtime.stop("scorer", old.instance_id)
+        assert harness.runtime.stop("scorer", old.instance_id).exit_code == 0
         count = len(hammer.answers)
         until(lambda: len(hammer.answers) > count + 50, "the new version goes on answering")
     assert hammer.failures == []

@@ -156,10 +156,15 @@ class RuntimeHarness:
         assert isinstance(found, RunningModule)
         return found
 
-    def close(self) -> None:
+    def reset(self) -> None:
+        """Leave no instance, for the next test; what was found out about the machine and the images stay."""
         for module in self.runtime.list():
             self.runtime.stop(module.name, module.instance_id, 0)
             self.runtime.remove(module.name, module.instance_id)
+        self._count = 0
+
+    def close(self) -> None:
+        self.reset()
         shutil.rmtree(self.folder)
 
 

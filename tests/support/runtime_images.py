@@ -26,7 +26,7 @@ from edge_containers.store import ContentStore
 from edge_contracts.image_ref import ImageDigest
 
 MODULE = """
-import os, queue, signal, socket, sys, threading, urllib.parse
+import os, queue, signal, socket, sys, threading, traceback, urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import a_dependency
@@ -37,13 +37,16 @@ VERSION = open(os.path.join(os.environ["AZUREML_MODEL_DIR"], os.environ["EDGEWRI
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
-        answer = VERSION
+        status, answer = 200, VERSION
         if url.path == "/run":
             names = {}
-            exec(urllib.parse.parse_qs(url.query)["code"][0], names)
-            answer = repr(names.get("result"))
+            try:
+                exec(urllib.parse.parse_qs(url.query)["code"][0], names)
+                answer = repr(names.get("result"))
+            except Exception:
+                status, answer = 500, traceback.format_exc()
         body = answer.encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
@@ -87,7 +90,14 @@ def main():
     public = "EDGEWRIGHT_HTTP_FD" in os.environ
     if public and "EDGEWRIGHT_HOLD" not in os.environ:
         servers.append(serve("EDGEWRIGHT_HTTP_FD"))
-    while signals.get() == signal.SIGUSR1 or VERSION == "deaf":
+    while True:
+        # Not for ever: a signal taken by another thread interrupts no wait here.
+        try:
+            number = signals.get(timeout=0.05)
+        except queue.Empty:
+            continue
+        if number == signal.SIGTERM and VERSION != "deaf":
+            break
         if public and len(servers) == 1:
             servers.append(serve("EDGEWRIGHT_HTTP_FD"))
     for server in servers:
