@@ -58,6 +58,8 @@ def read_routes(values: Mapping[str, Any]) -> DeploymentManifest:
     Raises:
         ContractError: they are not valid; the message names the path.
     """
+    if not values:
+        raise ContractError("the desired properties are empty: no routes yet", code="manifest-empty")
     neutral = DeploymentManifest.assemble((), {}).dump()["modulesContent"]["$edgeAgent"]["properties.desired"]
     return DeploymentManifest.from_edge_agent_desired(neutral, values)
 

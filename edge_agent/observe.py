@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from edge_agent.executors import goal_id
@@ -16,6 +16,8 @@ from edge_contracts.redact import redact_text
 PROBE_TIMEOUT_S = 2.0
 LAST_WORDS_LINES = 60
 LAST_WORDS_LIMIT = 300
+
+Probe = Callable[[RunningModule], Awaitable[Health]]
 
 
 @dataclass(frozen=True, slots=True)

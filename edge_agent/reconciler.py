@@ -18,7 +18,7 @@ from random import Random
 from edge_agent.background import in_thread
 from edge_agent.backoff import RestartRecord, retry_delay_s
 from edge_agent.executors import Hands, classify, execute, failure_key
-from edge_agent.observe import Sight, goal_key, look, probe
+from edge_agent.observe import Probe, Sight, goal_key, look, probe
 from edge_agent.planner import (
     RECORD_STEPS,
     WAITING_STEPS,
@@ -74,6 +74,7 @@ class Reconciler:
         random: Random,
         changed: Callable[[], None],
         clock: Callable[[], float],
+        probe: Probe = probe,
     ) -> None:
         self.hands = hands
         self.desired: Release | None = None
@@ -85,6 +86,7 @@ class Reconciler:
         self._random = random
         self._changed = changed
         self._clock = clock
+        self._probe = probe
         self._wake = asyncio.Event()
         self._failures: dict[tuple[str, str], StepFailure] = {}
         self._restarts: dict[tuple[str, str], RestartRecord] = {}
@@ -239,7 +241,7 @@ class Reconciler:
 
     async def _probe_all(self, sight: Sight, clock: float) -> None:
         due = [module for module in sight.modules if self._probe_due(module, clock)]
-        for module, health in zip(due, await asyncio.gather(*map(probe, due)), strict=True):
+        for module, health in zip(due, await asyncio.gather(*map(self._probe, due)), strict=True):
             self._health[_start_key(module)] = (health, clock)
 
     def _probe_due(self, module: RunningModule, clock: float) -> bool:
