@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge_containers.image_model import Platform
+from publisher.environments import Environment, EnvironmentLocks
+from publisher.uv_runner import BuildLog, UvRunner
 from publisher.workspace import Workspace
 
 RUNTIME_WHEELS = {"httptools": "0.7.0", "orjson": "3.11.0", "starlette": "0.50.0", "uvicorn": "0.40.0"}
@@ -66,6 +70,22 @@ def make_workspace(root: Path, wheels: Path, python: str = "3.11") -> Workspace:
         encoding="utf-8",
     )
     return Workspace(root, environ={})
+
+
+def resolved_locks(folder: Path) -> Path:
+    """Locks of the scoring runtime's requirements for both platforms, for `seed_locks`: resolved once for many tests."""
+    workspace = make_workspace(folder / "w", make_runtime_wheels(folder / "wheels"))
+    uv = UvRunner(workspace.settings.environment, workspace.root, BuildLog(folder / "log"))
+    locks = EnvironmentLocks(workspace.cache / "locks", uv)
+    for platform in (Platform.parse("linux/amd64"), Platform.parse("linux/arm64")):
+        environment = Environment((), "3.11").for_scoring(bare_onnx=False)
+        locks.resolve(environment, platform, upgrade=False, work=folder)
+    return workspace.cache / "locks"
+
+
+def seed_locks(workspace: Workspace, locks: Path) -> None:
+    """Give a workspace the locks, so that a build with no requirements of its own need not resolve."""
+    shutil.copytree(locks, workspace.cache / "locks")
 
 
 def write_score(folder: Path, text: str = SCORE, name: str = "score.py") -> Path:

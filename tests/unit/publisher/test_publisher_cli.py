@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from publisher_workspaces import blobs, make_runtime_wheels, make_wheel, make_workspace, write_score
+from publisher_workspaces import (
+    blobs,
+    make_runtime_wheels,
+    make_wheel,
+    make_workspace,
+    resolved_locks,
+    seed_locks,
+    write_score,
+)
 from registry_double import RegistryDouble, User
 from typer.testing import CliRunner, Result
 
@@ -27,15 +35,21 @@ from publisher.workspace import Workspace
 Run = Callable[..., Result]
 
 
+@pytest.fixture(scope="module")
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return resolved_locks(tmp_path_factory.mktemp("locks"))
+
+
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
     return make_runtime_wheels(tmp_path / "wheels")
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, wheels: Path, locks: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """The workspace of the current directory, with a model and a script to build from."""
     workspace = make_workspace(tmp_path / "w", wheels)
+    seed_locks(workspace, locks)
     monkeypatch.chdir(workspace.root)
     Path("digits.pkl").write_bytes(b"weights")
     write_score(Path())
@@ -308,6 +322,7 @@ class TestImages:
 
 def test_ctrl_c_while_resolving_kills_uv_and_leaves_nothing(workspace: Workspace) -> None:
     Model.register(workspace, "digits.pkl", "digits")
+    Path("requirements.txt").write_text("slow\n")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
@@ -324,6 +339,7 @@ def test_ctrl_c_while_resolving_kills_uv_and_leaves_nothing(workspace: Workspace
             "-s",
             "score.py",
         ]
+        command += ["--requirements", "requirements.txt"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             connection, _ = silent.accept()  # uv has asked the index and waits for ever

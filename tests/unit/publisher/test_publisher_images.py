@@ -14,7 +14,16 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from publisher_workspaces import SCORE, blobs, make_runtime_wheels, make_wheel, make_workspace, write_score
+from publisher_workspaces import (
+    SCORE,
+    blobs,
+    make_runtime_wheels,
+    make_wheel,
+    make_workspace,
+    resolved_locks,
+    seed_locks,
+    write_score,
+)
 from registry_double import RegistryDouble, User
 
 from edge_containers.image_model import ImageConfig, ImageIndex, ImageManifest, Platform
@@ -40,14 +49,21 @@ PLATFORMS = (Platform.parse("linux/amd64"), Platform.parse("linux/arm64"))
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(scope="module")
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return resolved_locks(tmp_path_factory.mktemp("locks"))
+
+
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
     return make_runtime_wheels(tmp_path / "wheels")
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, wheels: Path) -> Workspace:
-    return make_workspace(tmp_path / "w", wheels)
+def workspace(tmp_path: Path, wheels: Path, locks: Path) -> Workspace:
+    workspace = make_workspace(tmp_path / "w", wheels)
+    seed_locks(workspace, locks)
+    return workspace
 
 
 @pytest.fixture
