@@ -70,7 +70,7 @@ class ScoringApp:
                 Route("/swagger.json", self.swagger, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         )
         app.router.redirect_slashes = False  # /score/ is 404 on Azure ML's server
         return RequestIdMiddleware(app)
@@ -210,3 +210,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     return _error(error.status_code, str(error.detail), error.headers)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    """What nothing above expected; Starlette raises it again behind this answer, and uvicorn logs it."""
+    return _error(500, "An unexpected error occurred. The module's log has the reason.")

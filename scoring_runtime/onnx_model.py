@@ -166,9 +166,8 @@ def _options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     # Spinning threads take a shared edge device's processors between requests (facts/serving.md §2, cnn table).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = (
-        3  # errors: its warnings are about the graph, which a user here cannot change
-    )
+    # Fatal alone: what fails a run comes as an exception, and its own line would let callers fill the log.
+    options.log_severity_level = 4
     return options
 
 

@@ -69,6 +69,7 @@ class ScoringServer:
     ) -> None:
         self._public = public or listen()
         self._health = listen()
+        self.folder = folder
         self._log = folder / f"scoring-{id(self)}.log"
         variables |= {
             "EDGEWRIGHT_HTTP_FD": str(self._public.fileno()),

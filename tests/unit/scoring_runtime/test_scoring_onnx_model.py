@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scoring_models as models
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scoring_runtime.data_plane import ScoringRequest
-from scoring_runtime.errors import BadInputError, ContentTypeError, ModelError
+from scoring_runtime.errors import BadInputError, ContentTypeError, ModelError, RequestError
 from scoring_runtime.onnx_model import OnnxModel
 
 OCTETS = "application/octet-stream"
@@ -202,3 +204,46 @@ def test_the_signature_comes_from_the_graph(tmp_path: Path) -> None:
     assert data["items"] == {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
     assert list(signature.output["properties"]) == ["y"]
     assert signature.media_types == ("application/json", OCTETS)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["data", "x", "y"]), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> list[OnnxModel]:
+    folder = tmp_path_factory.mktemp("kinds")
+    kinds = (models.FLOAT, models.INT64, models.STRING, models.BOOL)
+    return [load(models.copier(folder, kind, ["N", "M"])) for kind in kinds] + [load(models.doubler(folder))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=JSON_VALUES, wrapped=st.booleans())
+def test_any_json_is_scored_or_refused_as_the_callers_mistake(
+    one_of_each: list[OnnxModel], value: Any, wrapped: bool
+) -> None:
+    body = json.dumps({"data": value} if wrapped else value).encode()
+    for model in one_of_each:
+        try:
+            assert set(score(model, body)) == {"y"}
+        except BadInputError as error:
+            assert str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    body=st.binary(max_size=64), content_type=st.sampled_from(["", "application/json", OCTETS, "text/csv"])
+)
+def test_any_bytes_are_scored_or_refused_as_the_callers_mistake(
+    one_of_each: list[OnnxModel], body: bytes, content_type: str
+) -> None:
+    for model in one_of_each:
+        try:
+            score(model, body, content_type)
+        except RequestError as error:
+            assert str(error)

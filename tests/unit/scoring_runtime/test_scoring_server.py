@@ -92,6 +92,16 @@ def test_what_a_script_prints_is_in_the_log_at_once(served: ScoringServer) -> No
     assert "init in" in served.log
 
 
+def test_an_error_of_the_runtime_itself_is_answered_in_the_contracts_form(served: ScoringServer) -> None:
+    (served.folder / "swagger3.json").write_text("{")
+    reply = served.get("/swagger.json?version=3")
+    assert (reply.status, reply.message) == (
+        500,
+        "An unexpected error occurred. The module's log has the reason.",
+    )
+    eventually(lambda: "the body is not JSON" in served.log, "the log has the reason")
+
+
 def test_health_is_answered_while_run_computes(served: ScoringServer) -> None:
     slow = threading.Thread(target=served.score, args=({"data": "sleep"},))
     slow.start()
