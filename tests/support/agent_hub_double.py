@@ -34,7 +34,7 @@ class HubDouble:
 
     def set_desired(self, module: str, values: dict[str, Any]) -> int:
         """Replace the desired properties, as applying a manifest does; the new version."""
-        old, version = self.desired.get(module, ({}, 0))
+        old, version = self.desired.get(module, ({}, 1))
         self.desired[module] = (deepcopy(values), version + 1)
         patch = {**deepcopy(values), **{key: None for key in old if key not in values}}
         self._tell(module, DesiredPatch(patch, version + 1))

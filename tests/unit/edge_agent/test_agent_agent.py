@@ -220,8 +220,9 @@ def test_a_dropped_connection_is_made_again(bench: Bench) -> None:
 
 
 def test_a_refused_key_is_shown_and_set_again_at_the_hub(bench: Bench) -> None:
+    bench.hub.accepts_keys = False
+
     async def work() -> None:
-        bench.hub.accepts_keys = False
         await until(lambda: "$edgeAgent" in bench.identities.renewed)
         status = await bench.call("status")
         assert status["hub"]["error_code"] == "hub-unauthorized"
@@ -232,8 +233,9 @@ def test_a_refused_key_is_shown_and_set_again_at_the_hub(bench: Bench) -> None:
 
 
 def test_a_taken_edge_hub_address_is_reported_and_modules_run_all_the_same(bench: Bench) -> None:
+    bench.local_hub.start_error = OSError("address in use")
+
     async def work() -> None:
-        bench.local_hub.start_error = OSError("address in use")
         await bench.reports(bench.apply(SCORER), 200)
         module = bench.reported()["systemModules"]["edgeHub"]
         assert module["runtimeStatus"] == "failed"
