@@ -340,8 +340,7 @@ class ProcessRuntime:
         return instance.state()
 
     def list(self) -> list[RunningModule]:
-        states = [instance.state() for name in self._module_names() for instance in self._instances(name)]
-        return sorted(states, key=lambda state: state.started_at)
+        return sorted(self._states(), key=lambda state: state.started_at)
 
     def remove(self, name: str, instance_id: str) -> None:
         folder = self._instance_folder(name, instance_id)
@@ -395,6 +394,13 @@ class ProcessRuntime:
         remove_unfinished(self._layers)
         for folder in (*self._layers.glob(".*.removed"), *self._modules.glob("*/.*.removed")):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _states(self) -> Iterator[RunningModule]:
+        for name in self._module_names():
+            for instance in self._instances(name):
+                # Removed while we look.
+                with contextlib.suppress(FileNotFoundError):
+                    yield instance.state()
 
     def _module_names(self) -> list[str]:
         return sorted(folder.name for folder in self._modules.iterdir())

@@ -146,7 +146,7 @@ class RunningModule:
         started_at: seconds since the epoch.
         exit_code: 128 + N for a program ended by signal N; None while it runs.
         reason: why the runtime itself ended it ("memory limit"), else None.
-        health_address: where `GET /ready` answers; None for a module without HTTP.
+        health_address: where `GET /ready` answers, for this machine alone.
         public_address: where the module's users reach it.
         serving: whether it was told to take traffic (started without `hold`, or activated).
     """

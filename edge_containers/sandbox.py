@@ -70,7 +70,7 @@ _ACCOUNTS = {
 
 _OPEN_FILES = 1024
 # Raised so that a device short of memory loses a module, which is started again, before the agent.
-_OOM_SCORE = "500"
+_OOM_SCORE = 500
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -218,7 +218,10 @@ def limit_resources() -> None:
     limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _write("/proc/self/oom_score_adj", _OOM_SCORE)
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        # Lowering is not for everyone: a pod without reservations, for one, begins at 1000.
+        score = max(_OOM_SCORE, int(file.read()))
+    _write("/proc/self/oom_score_adj", str(score))
 
 
 def die_with_parent(parent: int) -> None:

@@ -33,7 +33,8 @@ import struct
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from edge_containers import landlock, sandbox
 
@@ -108,9 +109,11 @@ class RotatingLog:
 class Shim:
     """Supervises one module from its first instruction to its recorded end."""
 
-    def __init__(self, spec: dict, handshake: socket.socket) -> None:
+    def __init__(self, spec: dict, handshake: socket.socket, launcher: int) -> None:
+        """Args: launcher: read end of a pipe on which the launcher says that shim.json is written."""
         self.spec = spec
         self.handshake = handshake
+        self.launcher = launcher
         self.log = RotatingLog("log", spec["logBytes"], spec["logFiles"])
         self.module = 0
         self.status: int | None = None
@@ -156,6 +159,7 @@ class Shim:
             self.woken: self._on_signal,
             self.output: self._on_output,
             self.control.fileno(): self._on_control,
+            self.launcher: self._on_launcher,
         }
         poll = select.poll()
         for descriptor in handlers:
@@ -193,6 +197,12 @@ class Shim:
             except (OSError, ValueError, KeyError):
                 return True
         return True
+
+    def _on_launcher(self) -> bool:
+        if not os.read(self.launcher, 1):
+            # It was killed before it wrote shim.json: nobody would ever find this instance.
+            self.stop(0)
+        return False
 
     def _on_time(self, now: float) -> None:
         if now >= self.kill_at:
@@ -316,10 +326,12 @@ def launch(spec: dict) -> dict[str, object]:
             sandbox.enter_pid_namespace(user_namespace=spec["userNamespace"])
         except OSError as error:
             return {"error": describe(error)}
+    acknowledged, acknowledge = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         ours.close()
-        run_detached(spec, theirs)
+        os.close(acknowledge)
+        run_detached(spec, theirs, acknowledged)
     theirs.close()
     started = receive_handshake(ours)
     if "error" in started:
@@ -332,6 +344,7 @@ def launch(spec: dict) -> dict[str, object]:
         os.waitpid(child, 0)
     else:
         write_json("shim.json", started)
+        os.write(acknowledge, b"1")
     return started
 
 
@@ -357,7 +370,7 @@ def receive_handshake(ours: socket.socket) -> dict[str, object]:
     return found if "module" in found else {**found, "error": "the shim ended before it started the module"}
 
 
-def run_detached(spec: dict, handshake: socket.socket) -> None:
+def run_detached(spec: dict, handshake: socket.socket, launcher: int) -> None:
     """Be the shim, or its keeper and the shim; never returns."""
     code = 1
     try:
@@ -367,7 +380,7 @@ def run_detached(spec: dict, handshake: socket.socket) -> None:
             os.dup2(null, descriptor)
         if spec["tier"] != NAMESPACES:
             become_keeper()
-        Shim(spec, handshake).run()
+        Shim(spec, handshake, launcher).run()
         code = 0
     except BaseException as error:
         with open("log", "ab") as log:

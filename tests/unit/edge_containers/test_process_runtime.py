@@ -19,6 +19,7 @@ import runtime_harness
 import runtime_images
 from runtime_harness import RuntimeHarness, is_running, processes_of, run_inside, try_get, until
 
+from edge_containers import sandbox, shim
 from edge_containers.errors import DigestMismatchError
 from edge_containers.interpreter import Interpreter
 from edge_containers.process_runtime import LANDLOCK, NAMESPACES, ProcessRuntime
@@ -302,11 +303,11 @@ class TestAccidents:
                 "import os, time\nif (child := os.fork()) == 0: os.setsid(); time.sleep(60)\nresult = child"
             )
             run_inside(module, child)
-            from edge_containers import sandbox
-
-            shim = json.loads((harness.root / "modules/scorer/i1/shim.json").read_text())["shim"]["pid"]
-            tree = until(lambda: len(found := sandbox.descendants(shim)) == 2 and found, "the child is there")
-            os.kill(shim, signal.SIGKILL)
+            supervisor = json.loads((harness.root / "modules/scorer/i1/shim.json").read_text())["shim"]["pid"]
+            tree = until(
+                lambda: len(found := sandbox.descendants(supervisor)) == 2 and found, "the child is there"
+            )
+            os.kill(supervisor, signal.SIGKILL)
             until(lambda: not any(map(is_running, tree)), "the tree is gone", timeout_s=5)
             exited = harness.exited(module)
             assert (exited.exit_code, exited.reason) == (128 + signal.SIGKILL, "killed")
@@ -342,6 +343,36 @@ class TestAccidents:
             harness.open().remove("scorer", "i1")
             assert harness.open().list() == []
             until(lambda: not processes_of(harness.root), "no process is left", timeout_s=5)
+
+    def test_a_launcher_killed_half_way_leaves_no_module_nobody_knows(self, harness: RuntimeHarness) -> None:
+        model = json.loads(
+            (harness.root / "modules/scorer" / harness.start().instance_id / "spec.json").read_text()
+        )
+        harness.reset()
+        known = 0
+        for delay_ms in (20, 40, 50, 60, 80, 120):
+            folder = harness.folder / f"launch-{delay_ms}"
+            (folder / "root").mkdir(parents=True)
+            with (folder / "lock").open("wb") as lock:
+                spec = {
+                    **model,
+                    "lock": lock.fileno(),
+                    "sockets": {"health": None, "public": None},
+                    "argv": [model["argv"][0], "-c", "import time; time.sleep(60)", str(folder)],
+                    "root": {**model["root"], "mountpoint": str(folder / "root")},
+                }
+                (folder / "spec.json").write_text(json.dumps(spec))
+                command = [sys.executable, "-I", "-S", shim.__file__, str(folder / "spec.json")]
+                with subprocess.Popen(
+                    command, pass_fds=[lock.fileno()], stdout=subprocess.DEVNULL
+                ) as launcher:
+                    time.sleep(delay_ms / 1000)
+                    launcher.kill()
+            if (folder / "shim.json").exists():
+                known += 1
+                os.kill(json.loads((folder / "shim.json").read_text())["shim"]["pid"], signal.SIGKILL)
+            until(functools.partial(lambda folder: not processes_of(folder), folder), "no process is left")
+        assert known < 6, "no launcher was killed half-way"
 
     def test_the_end_of_an_unsupervised_module_is_found_later(self, harness: RuntimeHarness) -> None:
         module = harness.start()
