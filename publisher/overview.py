@@ -50,13 +50,14 @@ def overview(workspace: Workspace) -> dict[str, Any]:
 def tear_down(workspace: Workspace) -> TornDown:
     """Stop agents, their modules and the hub; remove the folder if the demo made it."""
     agents = local_agents(workspace)
+    running = sum(agent.is_running for agent in agents)
     modules = sum(stop_device(workspace, config) for config in sorted({a.config_file for a in agents}))
     hub = EmbeddedHub(workspace).stop()
     removed = None
     if (workspace.state / DEMO_MARK).exists():
         shutil.rmtree(workspace.root)
         removed = workspace.root
-    return TornDown(sum(agent.is_running for agent in agents), modules, hub, removed)
+    return TornDown(running, modules, hub, removed)
 
 
 def _device(client: Any, device_id: str) -> str:

@@ -97,6 +97,7 @@ class Walk:
             shutil.copyfile(str(files("publisher.demo").joinpath("files", name)), self.folder / name)
         trained = self._shell.json("python -m publisher.demo.training 1 --output-dir model-1")
         self._held_out = json.loads((self.folder / "model-1" / "held-out.json").read_text())
+        (self.folder / "request.json").write_text(json.dumps({"data": self._held_out["data"]}))
         model = self._shell.json("edgewright model register model-1/digits.onnx --name digits --json")
         return (
             "",
@@ -140,7 +141,7 @@ class Walk:
 
     def _score(self) -> Outcome:
         uri = self._scoring_uri()
-        self._shell.typed.append(f"curl -H 'Content-Type: application/json' -d @held-out.json {uri}")
+        self._shell.typed.append(f"curl -H 'Content-Type: application/json' -d @request.json {uri}")
         by_http = score(uri, self._held_out)
         by_message = self._score_by_message()
         self._expect(by_http == by_message, f"HTTP gave {by_http}, messages gave {by_message}")
@@ -195,7 +196,7 @@ class Walk:
         now = score(self._scoring_uri(), self._held_out)
         return (
             "",
-            f"{shown['result']} ({shown['description']}); version 2 goes on: {now}; "
+            f"{shown['description']}; version 2 goes on: {now}; "
             f"{len(client.failed)} of {client.requests} requests failed meanwhile",
         )
 
@@ -254,7 +255,6 @@ class Walk:
         return self._receive_message()
 
     def _send_message(self) -> None:
-        (self.folder / "request.json").write_text(json.dumps({"data": self._held_out["data"]}))
         self._shell.run(
             f"edge-agent --config {AGENT_CONFIG} messages send --content-type application/json request.json"
         )
