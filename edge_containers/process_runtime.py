@@ -200,6 +200,14 @@ class ProcessRuntime:
             raise ImageNotPreparedError(
                 f"module '{spec.name}': image {spec.image} has not been pulled", where=str(spec.image)
             )
+        try:
+            return self._started(spec, image, tier, hold=hold)
+        except OSError as error:
+            raise ModuleStartError(
+                f"module '{spec.name}' could not be started: {shim.describe(error)}", where=str(self._modules)
+            ) from error
+
+    def _started(self, spec: ModuleSpec, image: PreparedImage, tier: Tier, *, hold: bool) -> RunningModule:
         instance = self._new_instance(spec.name, spec.instance_id)
         with ExitStack() as on_failure, ExitStack() as sockets:
             on_failure.callback(instance.delete)
@@ -207,9 +215,14 @@ class ProcessRuntime:
             public = self._public_socket(spec, image.labels)
             if public is not None:
                 sockets.enter_context(public)
-            document = self._instance_document(
-                spec, image, tier, folder=instance.folder, health=health, public=public, hold=hold
-            )
+            temporary = self._temporary(tier)
+            if temporary is not None:
+                on_failure.callback(shutil.rmtree, temporary, ignore_errors=True)
+            view = self._view(tier, self._layer_folders(image), temporary, spec.workload_dir)
+            document = {
+                **self._shim_document(tier, view, instance.folder, temporary),
+                **_instance_document(spec, image, view, health=health, public=public, hold=hold),
+            }
             instance.launch(document, filter(None, (health, public)))
             on_failure.pop_all()
         return instance.state()
@@ -239,42 +252,6 @@ class ProcessRuntime:
                 if shared is not None:
                     return shared
         return self._ports.bind(spec.name, host, port)
-
-    def _instance_document(
-        self,
-        spec: ModuleSpec,
-        image: PreparedImage,
-        tier: Tier,
-        *,
-        folder: Path,
-        health: socket.socket,
-        public: socket.socket | None,
-        hold: bool,
-    ) -> dict[str, Any]:
-        own = {"EDGEWRIGHT_HEALTH_FD": str(health.fileno())}
-        if public is not None:
-            own["EDGEWRIGHT_HTTP_FD"] = str(public.fileno())
-        if hold:
-            own["EDGEWRIGHT_HOLD"] = "1"
-        temporary = self._temporary(tier)
-        view = self._view(tier, self._layer_folders(image), temporary, spec.workload_dir)
-        return {
-            **self._shim_document(tier, view, folder, temporary),
-            "name": spec.name,
-            "instance": spec.instance_id,
-            "image": str(spec.image),
-            "startedAt": time.time(),
-            "hold": hold,
-            "argv": view.command(),
-            "env": view.environment(image.labels, spec.create_options, spec.env, own),
-            "sockets": {
-                "health": health.fileno(),
-                "public": None if public is None else public.fileno(),
-            },
-            "healthAddress": health.getsockname()[:2],
-            "publicAddress": None if public is None else public.getsockname()[:2],
-            "memoryLimitBytes": _memory_limit(spec),
-        }
 
     def _shim_document(
         self, tier: Tier, view: ModuleView, folder: Path, temporary: str | None
@@ -503,6 +480,36 @@ class ProcessRuntime:
         finally:
             instance.stop(0)
             instance.delete()
+
+
+def _instance_document(
+    spec: ModuleSpec,
+    image: PreparedImage,
+    view: ModuleView,
+    *,
+    health: socket.socket,
+    public: socket.socket | None,
+    hold: bool,
+) -> dict[str, Any]:
+    """What is the instance's own in spec.json, beside what its sandbox needs."""
+    own = {"EDGEWRIGHT_HEALTH_FD": str(health.fileno())}
+    if public is not None:
+        own["EDGEWRIGHT_HTTP_FD"] = str(public.fileno())
+    if hold:
+        own["EDGEWRIGHT_HOLD"] = "1"
+    return {
+        "name": spec.name,
+        "instance": spec.instance_id,
+        "image": str(spec.image),
+        "startedAt": time.time(),
+        "hold": hold,
+        "argv": view.command(),
+        "env": view.environment(image.labels, spec.create_options, spec.env, own),
+        "sockets": {"health": health.fileno(), "public": None if public is None else public.fileno()},
+        "healthAddress": health.getsockname()[:2],
+        "publicAddress": None if public is None else public.getsockname()[:2],
+        "memoryLimitBytes": _memory_limit(spec),
+    }
 
 
 def _http_port(labels: Mapping[str, str], image: str) -> int | None:

@@ -55,26 +55,18 @@ class PublicPorts:
         with self._lock:
             return self._bind_chosen(module, host or LOOPBACK)
 
-    def forget(self, modules: set[str]) -> None:
-        """Drop what is remembered of all modules but these."""
-        with self._lock:
-            chosen = self._read()
-            kept = {module: port for module, port in chosen.items() if module in modules}
-            if kept != chosen:
-                write_json(str(self._file), kept)
-
     def _bind_chosen(self, module: str, host: str) -> socket.socket:
         chosen = self._read()
         others = {port for name, port in chosen.items() if name != module}
-        for port in self._candidates(module, chosen.get(module)):
-            if port in others:
-                continue
+        candidates = self._candidates(module, chosen.get(module))
+        # Ports remembered for others come last: of a module that is gone, if they can be had at all.
+        for port in sorted(candidates, key=others.__contains__):
             try:
                 listener = listen(module, (host, port))
             except PortInUseError:
                 continue
-            if chosen.get(module) != port:
-                write_json(str(self._file), {**chosen, module: port})
+            kept = {name: each for name, each in chosen.items() if each != port}
+            write_json(str(self._file), {**kept, module: port})
             return listener
         raise PortInUseError(
             f"module '{module}' needs a TCP port of {self._range.start} to {self._range.stop - 1} on {host}: "

@@ -21,7 +21,7 @@ Runs under `-I -S`: standard library only, and only its light parts, since its m
 """
 
 # Importing pathlib would take a fifth more memory, in every shim.
-# ruff: noqa: PTH100, PTH105, PTH110, PTH120, PTH123
+# ruff: noqa: PTH100, PTH105, PTH108, PTH110, PTH120, PTH123
 from __future__ import annotations
 
 import json
@@ -56,11 +56,15 @@ def write_json(path: str, document: dict[str, object]) -> None:
     """Write by rename, durably: a reader, the owner alone, finds the old document or the new, also after a power cut."""
     temporary = f"{path}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -214,8 +215,9 @@ class TestPorts:
             pytest.raises(PortInUseError, match="module 'three' needs a TCP port of 21020 to 21021"),
         ):
             ports.bind("three", None, None)
-        ports.forget({"two"})
-        ports.bind("three", None, None).close()
+        with ports.bind("one", None, None):
+            ports.bind("three", None, None).close()
+        assert set(json.loads((tmp_path / "ports.json").read_text())) == {"one", "three"}
 
     def test_a_module_without_http_has_no_public_address(self, harness: RuntimeHarness) -> None:
         module = harness.start(image=harness.image(**{"edgewright.http-port": None}))
@@ -373,6 +375,23 @@ class TestAccidents:
                 os.kill(json.loads((folder / "shim.json").read_text())["shim"]["pid"], signal.SIGKILL)
             until(functools.partial(lambda folder: not processes_of(folder), folder), "no process is left")
         assert known < 6, "no launcher was killed half-way"
+
+    def test_no_room_to_write_down_a_start_leaves_nothing(self, harness: RuntimeHarness) -> None:
+        image = harness.image()
+        running = harness.start()
+        before = sorted(harness.root.rglob("modules/**"))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # As a full disk does, it fails writes; spec.json has more than this.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+        try:
+            with pytest.raises(
+                ModuleStartError, match="module 'scorer' could not be started: File too large"
+            ):
+                harness.runtime.start(ModuleSpec("scorer", image, "i9"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert sorted(harness.root.rglob("modules/**")) == before
+        assert harness.runtime.list() == [running]
 
     def test_the_end_of_an_unsupervised_module_is_found_later(self, harness: RuntimeHarness) -> None:
         module = harness.start()
