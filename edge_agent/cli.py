@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command is check:
+        if options.command is check:  # says itself what is wrong with a configuration
             return check(options)
         return int(options.command(load_config(options.config), options))
     except UsageError as error:
@@ -94,9 +94,7 @@ def _messages(commands: Any) -> None:
     send.add_argument("--content-type", metavar="TYPE", help="such as application/json")
 
 
-def _command(
-    commands: Any, name: str, function: Callable[[AgentConfig, argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=function)
     # Also after the command; SUPPRESS keeps the value given before it.

@@ -224,7 +224,7 @@ def _parsed(field: Field, text: str, variable: str) -> Any:
 
 def _value(field: Field, value: Any, key: str, path: Path | None) -> Any:
     """`value` in the field's type: a path is a string, a number within bounds, and true is no number."""
-    kinds = {Path: str, float: (int, float)}.get(field.kind, field.kind)
+    kinds: Any = {Path: str, float: (int, float)}.get(field.kind, field.kind)
     if not isinstance(value, kinds) or (isinstance(value, bool) and field.kind is not bool):
         raise _wrong(path, key, _KIND_NAMES[field.kind], value)
     if field.kind in (int, float) and not field.least <= value <= field.most:

@@ -244,8 +244,10 @@ class _Upstream:
 class SdkSender:
     """Sends messages upstream, each under the identity it comes from: one client per identity, made when needed."""
 
-    def __init__(self, connector: SdkConnector) -> None:
+    def __init__(self, connector: SdkConnector, renew: Callable[[str], object]) -> None:
+        """`renew` sets a module's key at the hub again, which may have lost it; blocking."""
         self._connector = connector
+        self._renew = renew
         self._upstreams: dict[str, _Upstream] = {}
 
     async def send(self, module_id: str | None, message: Message) -> None:
@@ -266,8 +268,10 @@ class SdkSender:
                 await _call(
                     name or "device", CALL_TIMEOUT_S, upstream.client.send_message, _sdk_message(message)
                 )
-            except HubLinkError:
+            except HubLinkError as error:
                 await self._drop(upstream)
+                if isinstance(error, HubUnauthorizedError) and name:
+                    await in_thread(CALL_TIMEOUT_S, self._renew, name)
                 raise
 
     async def close_idle(self, idle_s: float = IDLE_CLOSE_S) -> None:

@@ -115,8 +115,8 @@ class Current:
     def instance(self, key: tuple[str, str]) -> Instance | None:
         """The start of that goal that counts: the one that runs, else the latest."""
         starts = [instance for instance in self.instances if instance.key == key]
-        running = [instance for instance in starts if instance.running]
-        return (running or starts or [None])[-1]
+        preferred = [instance for instance in starts if instance.running] or starts
+        return preferred[-1] if preferred else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ class Reconciler:
                 try:
                     await self.settle()
                 except (EdgewrightError, OSError, TimeoutError) as error:
-                    log.error("reconcile: %s", error or type(error).__name__)
+                    log.error("reconcile: %s", str(error) or type(error).__name__)
+                    self._changed()
                 await self._pause()
         finally:
             self._watch(())

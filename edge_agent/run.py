@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 from random import Random
 
 from edge_agent.agent import Agent
@@ -40,7 +41,7 @@ async def _run(config: AgentConfig, connection: ConnectionString, store: Store) 
     identities = HubIdentities(connection, config.https_port, config.ca_file, store)
     identities.load()
     connector = SdkConnector(connection, config.ca_file, identities.key_of)
-    sender = SdkSender(connector)
+    sender = SdkSender(connector, partial(identities.ensure, again=True))
     agent = Agent(
         config,
         device_id=str(connection.device_id),

@@ -268,16 +268,21 @@ def _whole_release(document: Mapping[str, Any]) -> Release:
 
 
 def _failure_document(failure: Failure | None) -> dict[str, Any] | None:
-    return failure and {"errorClass": failure.error_class.value, "description": failure.description}
+    if failure is None:
+        return None
+    return {"errorClass": failure.error_class.value, "description": failure.description}
 
 
 def _failure(document: Mapping[str, Any] | None) -> Failure | None:
-    return document and Failure(ErrorClass(document["errorClass"]), document["description"])
+    return None if document is None else _whole_failure(document)
+
+
+def _whole_failure(document: Mapping[str, Any]) -> Failure:
+    return Failure(ErrorClass(document["errorClass"]), document["description"])
 
 
 def _quarantined(document: Mapping[str, Any]) -> Quarantined:
-    failure = Failure(ErrorClass(document["failure"]["errorClass"]), document["failure"]["description"])
-    return Quarantined(document["digest"], failure, document["number"])
+    return Quarantined(document["digest"], _whole_failure(document["failure"]), document["number"])
 
 
 def _terminal(document: Mapping[str, Any]) -> Terminal:
