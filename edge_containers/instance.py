@@ -54,7 +54,7 @@ class Instance:
         self.folder = folder
 
     def spec(self) -> dict[str, Any]:
-        return json.loads((self.folder / "spec.json").read_bytes())
+        return dict(json.loads((self.folder / "spec.json").read_bytes()))
 
     def launch(self, spec: dict[str, Any], sockets: Iterable[socket.socket]) -> None:
         """Write the spec and start the shim; returns when the module's program has been executed.
@@ -255,9 +255,10 @@ class Instance:
 
     def _temporary(self) -> str | None:
         try:
-            return self.spec()["temporary"]
+            temporary: str | None = self.spec()["temporary"]
         except FileNotFoundError:
             return None
+        return temporary
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[socket.socket]]:
         folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

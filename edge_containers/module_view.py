@@ -12,11 +12,13 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from edge_containers.interpreter import Interpreter
 from edge_containers.runtime import IncompatibleImageError
@@ -65,6 +67,7 @@ _LABELLED_ENVIRONMENT = {
 }
 
 Step = list[str]
+_Kind = TypeVar("_Kind", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,10 @@ def _is_layer_home(path: object) -> bool:
     return any(path == home or path.startswith(f"{home}/") for home in LAYER_HOMES)
 
 
-def _json_label(labels: Mapping[str, str], name: str, kind: type, image: str) -> object:
-    try:
+def _json_label(labels: Mapping[str, str], name: str, kind: type[_Kind], image: str) -> _Kind:
+    value: object = labels.get(name)
+    with contextlib.suppress(KeyError, ValueError):
         value = json.loads(labels[name])
-    except (KeyError, ValueError):
-        value = labels.get(name)
     if not isinstance(value, kind):
         raise _bad_label(name, f"a JSON {kind.__name__}", value, image)
     return value

@@ -345,9 +345,7 @@ class ProcessRuntime:
 
     def collect_garbage(self, keep_images: Iterable[ImageRef]) -> int:
         with self._images_lock:
-            used = [
-                instance.state().image for name in self._module_names() for instance in self._instances(name)
-            ]
+            used = [state.image for state in self._states()]
             kept = {ref.digest.hex for ref in [*keep_images, *used] if ref.digest is not None}
             for file in self._images.glob("*.json"):
                 if file.stem not in kept:
@@ -373,14 +371,11 @@ class ProcessRuntime:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _states(self) -> Iterator[RunningModule]:
-        for name in self._module_names():
-            for instance in self._instances(name):
+        for folder in sorted(self._modules.iterdir()):
+            for instance in self._instances(folder.name):
                 # Removed while we look.
                 with contextlib.suppress(FileNotFoundError):
                     yield instance.state()
-
-    def _module_names(self) -> list[str]:
-        return sorted(folder.name for folder in self._modules.iterdir())
 
     def _instances(self, name: str) -> Iterator[Instance]:
         folder = self._modules / name

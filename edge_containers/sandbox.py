@@ -24,6 +24,10 @@ import os
 import resource
 import signal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NOBODY = 65534
 
 _CLONE_NEWNS = 0x00020000
@@ -128,9 +132,8 @@ def enter_root(root: str, steps: list[list[str]], tmp_bytes: int) -> None:
     """
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS), "unshare mount, ipc, uts namespace")
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=755,size={_ROOT_BYTES}")
-    place = {"bind": _bind, "hide": _hide, "link": _link}
     for kind, *arguments in steps:
-        place[kind](root, *arguments)
+        _PLACE[kind](root, *arguments)
     _add_kernel_parts(root, tmp_bytes)
     _mount("none", root, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
     os.chdir(root)
@@ -180,6 +183,9 @@ def _hide(root: str, target: str) -> None:
 def _link(root: str, text: str, target: str) -> None:
     os.makedirs(os.path.dirname(root + target), 0o755, exist_ok=True)
     os.symlink(text, root + target)
+
+
+_PLACE: dict[str, Callable[..., None]] = {"bind": _bind, "hide": _hide, "link": _link}
 
 
 def _add_kernel_parts(root: str, tmp_bytes: int) -> None:

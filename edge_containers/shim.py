@@ -38,6 +38,11 @@ if __name__ == "__main__":
 
 from edge_containers import landlock, sandbox
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 NAMESPACES, LANDLOCK = "namespaces", "landlock"
 MEMORY_LIMIT = "memory limit"
 START_FAILED = 126
@@ -52,7 +57,7 @@ _CREDENTIALS = struct.Struct("3i")
 _NEVER = float("inf")
 
 
-def write_json(path: str, document: dict[str, object]) -> None:
+def write_json(path: str, document: Mapping[str, object]) -> None:
     """Write by rename, durably: a reader, the owner alone, finds the old document or the new, also after a power cut."""
     temporary = f"{path}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -113,7 +118,7 @@ class RotatingLog:
 class Shim:
     """Supervises one module from its first instruction to its recorded end."""
 
-    def __init__(self, spec: dict, handshake: socket.socket, launcher: int) -> None:
+    def __init__(self, spec: dict[str, Any], handshake: socket.socket, launcher: int) -> None:
         """Args: launcher: read end of a pipe on which the launcher says that shim.json is written."""
         self.spec = spec
         self.handshake = handshake
@@ -286,7 +291,7 @@ def catches(process: int, number: int) -> bool:
     return False
 
 
-def become_module(spec: dict, handshake: socket.socket, output: int) -> None:
+def become_module(spec: dict[str, Any], handshake: socket.socket, output: int) -> None:
     """Turn this forked process into the module's program; never returns."""
     try:
         parent = os.getppid()
@@ -320,7 +325,7 @@ def describe(error: BaseException) -> str:
     return f"{error.filename}: {text}" if error.filename else text
 
 
-def launch(spec: dict) -> dict[str, object]:
+def launch(spec: dict[str, Any]) -> dict[str, Any]:
     """Fork the shim and wait until the module's program runs, or has failed to."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -352,9 +357,9 @@ def launch(spec: dict) -> dict[str, object]:
     return started
 
 
-def receive_handshake(ours: socket.socket) -> dict[str, object]:
+def receive_handshake(ours: socket.socket) -> dict[str, Any]:
     """Collect who was started, under the ids that this process sees, until the module's exec closes the other end."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     try:
         while True:
             data, ancillary, _, _ = ours.recvmsg(_READ_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -374,7 +379,7 @@ def receive_handshake(ours: socket.socket) -> dict[str, object]:
     return found if "module" in found else {**found, "error": "the shim ended before it started the module"}
 
 
-def run_detached(spec: dict, handshake: socket.socket, launcher: int) -> None:
+def run_detached(spec: dict[str, Any], handshake: socket.socket, launcher: int) -> None:
     """Be the shim, or its keeper and the shim; never returns."""
     code = 1
     try:

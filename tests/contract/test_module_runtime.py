@@ -13,6 +13,7 @@ import pytest
 import runtime_harness
 from runtime_harness import Hammer, RuntimeHarness, get, is_running, run_inside, try_get, until
 
+from edge_containers import sandbox
 from edge_containers.runtime import (
     ImageNotPreparedError,
     ModuleControlError,
@@ -20,17 +21,14 @@ from edge_containers.runtime import (
     ModuleStartError,
     ModuleStatus,
     NoSuchInstanceError,
+    RunningModule,
 )
 from edge_contracts.image_ref import ImageDigest, ImageRef
 
 
 @pytest.fixture(scope="module", params=[f"process-{tier}" for tier in runtime_harness.TIERS])
 def implementation(request: pytest.FixtureRequest) -> Iterator[RuntimeHarness]:
-    tier = request.param.removeprefix("process-")
-    python = runtime_harness.find_python(tier)
-    if python is None:
-        pytest.skip(f"no interpreter that uid {runtime_harness.NOBODY} may start")
-    harness = RuntimeHarness(tier, python)
+    harness = runtime_harness.open_harness(request.param.removeprefix("process-"))
     yield harness
     harness.close()
 
@@ -166,7 +164,7 @@ result = child
 def test_the_whole_tree_is_gone_after_a_stop(harness: RuntimeHarness) -> None:
     module = harness.start()
     run_inside(module, FAMILY)
-    tree = until(lambda: len(found := family(harness, module)) == 3 and found, "the family is there")
+    tree = until(lambda: len(found := family(module)) == 3 and found, "the family is there")
     assert harness.runtime.stats("scorer", "i1").processes == 3
     harness.runtime.stop("scorer", "i1")
     assert not any(map(is_running, tree))
@@ -175,15 +173,14 @@ def test_the_whole_tree_is_gone_after_a_stop(harness: RuntimeHarness) -> None:
 def test_the_whole_tree_is_gone_after_a_crash(harness: RuntimeHarness) -> None:
     module = harness.start()
     run_inside(module, FAMILY)
-    tree = until(lambda: len(found := family(harness, module)) == 3 and found, "the family is there")
+    tree = until(lambda: len(found := family(module)) == 3 and found, "the family is there")
     os.kill(module.pid, signal.SIGSEGV)
     assert harness.exited(module).exit_code == 128 + signal.SIGSEGV
     assert not any(map(is_running, tree))
 
 
-def family(harness: RuntimeHarness, module: object) -> list[int]:
-    from edge_containers import sandbox
-
+def family(module: RunningModule) -> list[int]:
+    assert module.pid is not None
     return [module.pid, *sandbox.descendants(module.pid)]
 
 

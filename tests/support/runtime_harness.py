@@ -20,11 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import runtime_images
 
 from edge_containers.interpreter import Interpreter
 from edge_containers.process_runtime import LANDLOCK, NAMESPACES, UNISOLATED, ProcessRuntime
-from edge_containers.runtime import Address, ModuleSpec, ModuleStatus, RunningModule
+from edge_containers.runtime import (
+    Address,
+    ModuleSpec,
+    ModuleStatus,
+    RunningModule,
+    SandboxUnavailableError,
+)
 from edge_contracts.image_ref import ImageRef
 
 NOBODY = 65534
@@ -96,6 +103,20 @@ def find_python(tier: str) -> Path | None:
 def version_of(python: Path) -> str:
     """The minor version images for this interpreter are labelled with."""
     return Interpreter.ask(python).version
+
+
+def open_harness(tier: str) -> RuntimeHarness:
+    """A harness of the tier, where this machine can have it."""
+    python = find_python(tier)
+    if python is None:
+        pytest.skip(f"no interpreter that uid {NOBODY} may start")
+    harness = RuntimeHarness(tier, python)
+    try:
+        harness.runtime.report()
+    except SandboxUnavailableError as error:
+        harness.close()
+        pytest.skip(error.message)
+    return harness
 
 
 class RuntimeHarness:

@@ -21,7 +21,8 @@ DENIED = {
     "No such file or directory",
     "Read-only file system",
 }
-CASES = [(tier, who) for tier in ("namespaces", "landlock") for who in ("caller", "nobody")]
+WHO = ("caller", "nobody") if os.geteuid() == 0 else ("caller",)
+CASES = [(tier, who) for tier in ("namespaces", "landlock") for who in WHO]
 
 
 @functools.cache
@@ -30,8 +31,6 @@ def _look_around(tier: str, who: str) -> dict[str, Any] | str:
     user: dict[str, Any] = {}
     agent = Path(sys.executable)
     if who == "nobody":
-        if os.geteuid() != 0:
-            return "only root can become another user"
         user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         found = runtime_harness.find_python("landlock")
         if found is None or runtime_harness.version_of(found) < "3.11":
@@ -57,6 +56,8 @@ def _look_around(tier: str, who: str) -> dict[str, Any] | str:
     )
     if who == "nobody" and "Permission denied" in run.stderr and "edge_containers" not in run.stderr:
         return f"uid {NOBODY} cannot read this checkout"
+    if "SandboxUnavailableError" in run.stderr:
+        return run.stderr.splitlines()[-1]
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
