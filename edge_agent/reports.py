@@ -76,7 +76,7 @@ def agent_report(
         ),
         edge_agent=ModuleReport(manifest.edge_agent, RuntimeStatus.RUNNING, last_start=started_at),
         edge_hub=ModuleReport(manifest.edge_hub, hub_status, edge_hub_problem, last_start=started_at),
-        modules=_module_reports(record, states),
+        modules=_module_reports(record, states, now.timestamp() - current.ready_timeout_s),
         release=_release_report(current, clock, now),
         agent_version=version,
     )
@@ -132,12 +132,15 @@ def _manifest(record: ReleaseRecord, verdict: Verdict | None) -> DeploymentManif
     return manifest_of(release) if release else DeploymentManifest.assemble((), {})
 
 
-def _module_reports(record: ReleaseRecord, states: Iterable[ModuleState]) -> dict[str, ModuleReport]:
+def _module_reports(
+    record: ReleaseRecord, states: Iterable[ModuleState], late: float
+) -> dict[str, ModuleReport]:
+    """By module; one that started before `late` has had its time to become ready."""
     reports = {}
     for state in states:
         settings = _settings(record, state)
         if settings is not None:
-            reports[state.goal.name] = _module_report(settings, state)
+            reports[state.goal.name] = _module_report(settings, state, late)
     return reports
 
 
@@ -148,7 +151,8 @@ def _settings(record: ReleaseRecord, state: ModuleState) -> ModuleSettings | Non
     return None
 
 
-def _module_report(settings: ModuleSettings, state: ModuleState) -> ModuleReport:
+def _module_report(settings: ModuleSettings, state: ModuleState, late: float) -> ModuleReport:
+    overdue = state.health == "not-ready" and (state.started_at or 0.0) < late
     ended_badly = state.exit_code not in (None, 0)
     words = f"{state.summary}: {state.last_words}" if state.last_words else state.summary
     return ModuleReport(
@@ -161,7 +165,7 @@ def _module_report(settings: ModuleSettings, state: ModuleState) -> ModuleReport
         last_start=_utc(state.started_at),
         last_exit=_utc(state.finished_at),
         last_restart=_utc(state.started_at) if state.crashes else None,
-        health=HEALTH[state.health],
+        health=Health.UNHEALTHY if overdue else HEALTH[state.health],
         error_class=ErrorClass.CRASH if ended_badly else None,
         next_attempt=_utc(state.next_attempt),
     )

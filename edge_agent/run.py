@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
+import traceback
 from functools import partial
 from random import Random
+from typing import NoReturn
 
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig
@@ -17,7 +20,10 @@ from edge_agent.identity import HubIdentities
 from edge_agent.logs import configure_logging
 from edge_agent.store import Store
 from edge_containers.process_runtime import ProcessRuntime
+from edge_contracts.errors import AgentError
 from edge_contracts.sas import ConnectionString
+
+log = logging.getLogger("edge_agent")
 
 
 def run_agent(config: AgentConfig) -> int:
@@ -31,10 +37,20 @@ def run_agent(config: AgentConfig) -> int:
     store = Store(config.state_dir)
     store.prepare()
     with store.locked():
-        asyncio.run(_run(config, connection, store))
-        sys.stderr.flush()
-        # A call of a library that never returned would keep the interpreter waiting for its thread.
-        os._exit(0)
+        try:
+            asyncio.run(_run(config, connection, store))
+        except AgentError:
+            raise
+        except Exception:
+            log.critical("the agent ends: %s", traceback.format_exc())
+            _leave(1)
+        _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: a library's call that never returned would keep the interpreter waiting for its thread."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _run(config: AgentConfig, connection: ConnectionString, store: Store) -> None:

@@ -9,7 +9,7 @@
 | lock                | held by the running agent                                               |
 
 All are mode 0600 (desired properties hold registry credentials). The folder is 0711: in the sandbox tiers without
-mounts a module's own user passes through it to its layers. A file that cannot be
+mounts a module's own user passes through it to its layers. A release record that cannot be
 read is an error that names it, never an empty start: an agent that forgot its release would stop every module.
 
 Failpoints: `write:<file>:before`, `:written` (temporary file complete, not yet renamed) and `:renamed`.

@@ -89,13 +89,20 @@ class TwinSync:
         self._wanted: dict[str, Any] | None = None
         self._acknowledged: dict[str, Any] = {}
         self._changed = asyncio.Event()
+        self._connected_at: float | None = None
 
     def load(self) -> None:
         """Take up the desired properties kept by an earlier run, and announce them."""
-        kept = self._store.read(self._file)
-        if kept is not None:
-            self._desired = Desired(kept["desired"], kept["version"])
-            self._on_desired(self._desired)
+        try:
+            kept = self._store.read(self._file)
+            desired = Desired(dict(kept["desired"]), int(kept["version"])) if kept is not None else None
+        except (StoreError, KeyError, TypeError, ValueError) as error:
+            # The hub has it still, and what is committed is in another file: no reason not to start.
+            log.error("%s is not used: %s", self._file, error)
+            return
+        if desired is not None:
+            self._desired = desired
+            self._on_desired(desired)
 
     def report(self, reported: dict[str, Any]) -> None:
         """Make `reported` what the hub shows, as soon as it can be told."""
@@ -107,9 +114,10 @@ class TwinSync:
         """Keep in step until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            self._connected_at = None
             await self._one_connection()
-            tries = 0 if loop.time() - began >= STEADY_AFTER_S else self.status.tries
+            steady = self._connected_at is not None and loop.time() - self._connected_at >= STEADY_AFTER_S
+            tries = 0 if steady else self.status.tries
             self.status = replace(self.status, connected=False, tries=tries + 1)
             await asyncio.sleep(connect_delay_s(tries, self._random.random()))
 
@@ -120,7 +128,8 @@ class TwinSync:
             link = self._connector.link(self.module)
             await link.open()
             await self._fetch(link)
-            self.status = LinkStatus(connected=True)
+            self.status = LinkStatus(connected=True, tries=self.status.tries)
+            self._connected_at = asyncio.get_running_loop().time()
             log.info("%s is connected, desired version %d", self.module, self._desired.version)
             self._on_connected()
             await self._follow(link)
@@ -132,6 +141,9 @@ class TwinSync:
             self._note(str(error), error.code)
         except TimeoutError:
             self._note(f"the hub did not answer within {IDENTITY_TIMEOUT_S:g} s", "hub-unreachable")
+        except Exception as error:
+            # Whatever a hub or the SDK does must not end the agent: it is said, and tried again.
+            self._note(f"{self.module}: {type(error).__name__}: {error}", "hub-link")
         finally:
             if link is not None:
                 await link.close()

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,17 @@ from edge_agent.backoff import RestartRecord, connect_delay_s, restart_delay_s, 
 from edge_agent.checks import Outcome, all_checks, clock, disk_space
 from edge_agent.cli import main
 from edge_agent.config import FIELDS, ConfigError, load_config
+from edge_agent.desired import instance_id, manifest_of, read_desired
 from edge_agent.logs import LineFormatter
 from edge_agent.observe import last_words
 from edge_agent.release import Failure, ModuleGoal, Phase, Release, ReleaseRecord
 from edge_agent.store import AlreadyRunningError, Store, StoreError, record_from_document, record_to_document
+from edge_contracts.image_ref import ImageDigest, ImageRef
+from edge_contracts.manifest import DeploymentManifest, DesiredStatus, ModuleSettings, RestartPolicy
 from edge_contracts.release import ErrorClass
 
 ROOT = Path(__file__).resolve().parents[3]
+IMAGE = ImageRef("registry.example:5000", "digits", None, ImageDigest.of(b"1"))
 DEVICE = "HostName=hub.example;DeviceId=d;SharedAccessKey=a2V5"
 
 
@@ -300,3 +305,61 @@ def test_implausible_clocks_and_full_disks_are_errors_with_a_way_out() -> None:
     assert disk_space.judge(10**6, "/x").outcome is Outcome.ERROR
     assert disk_space.judge(200 * 2**20, "/x").outcome is Outcome.WARNING
     assert disk_space.judge(10**10, "/x").outcome is Outcome.OK
+
+
+# Desired properties.
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PATHS = st.sampled_from(
+    [
+        (),
+        ("schemaVersion",),
+        ("runtime",),
+        ("runtime", "settings"),
+        ("runtime", "settings", "registryCredentials"),
+        ("systemModules",),
+        ("systemModules", "edgeHub"),
+        ("modules",),
+        ("modules", "scorer"),
+        ("modules", "scorer", "settings"),
+        ("modules", "scorer", "settings", "image"),
+        ("modules", "scorer", "settings", "createOptions"),
+        ("modules", "scorer", "env"),
+        ("modules", "scorer", "startupOrder"),
+    ]
+)
+
+
+@given(PATHS, JSON_VALUES)
+def test_any_desired_properties_get_a_verdict(path: tuple[str, ...], value: object) -> None:
+    manifest = DeploymentManifest.assemble([ModuleSettings("scorer", IMAGE)], {}).dump()
+    desired = manifest["modulesContent"]["$edgeAgent"]["properties.desired"]
+    place = desired
+    for key in path[:-1]:
+        place = place[key]
+    if path:
+        place[path[-1]] = value
+    elif isinstance(value, dict):
+        desired = value
+    verdict = read_desired(desired, 7)
+    assert (verdict.release is None) == (verdict.code != 200)
+    assert verdict.release is not None or verdict.description
+    if verdict.release is not None:
+        assert manifest_of(verdict.release).modules.keys() == {goal.name for goal in verdict.release.modules}
+
+
+def test_only_what_needs_a_new_process_makes_a_new_instance() -> None:
+    base = ModuleSettings("scorer", IMAGE, env={"A": "1"})
+    same = replace(base, status=DesiredStatus.STOPPED, restart_policy=RestartPolicy.NEVER, startup_order=3)
+    assert instance_id(same) == instance_id(base)
+    for other in (
+        replace(base, env={"A": "2"}),
+        replace(base, version="2"),
+        replace(base, create_options={"HostConfig": {}}),
+        replace(base, image=IMAGE.with_digest(ImageDigest.of(b"2"))),
+    ):
+        assert instance_id(other) != instance_id(base)
