@@ -120,11 +120,23 @@ def test_the_walk(hub: HubProcess, agent: AgentProcess, publisher: Publisher) ->
     )
     assert agent.modules()[0]["pid"] != switched["pid"]
 
+    # A module that leaves the manifest leaves the device, and its identity leaves the hub.
+    publisher.apply(DEVICE, ModuleSettings("renamed", publisher.push("2")))
+    assert reported(publisher, agent, publisher.desired_version(DEVICE))["lastDesiredStatus"]["code"] == 200
+    identities = {"$edgeAgent", "$edgeHub", "renamed"}
+    wait_until(lambda: module_names(hub) == identities, 15, "the identities at the hub")
+    assert [row["name"] for row in agent.modules()] == ["renamed"]
+    assert list(publisher.reported(DEVICE)["modules"]) == ["renamed"]
+
     checked = agent.cli("check", "--json")
     assert checked.returncode == 0, checked.stdout
     last = agent.modules()[0]["pid"]
     assert agent.stop() == 0
     assert is_alive(last)
+
+
+def module_names(hub: HubProcess) -> set[str]:
+    return {module.module_id for module in hub.registry_manager().get_modules(DEVICE)}
 
 
 def telemetry_bodies(hub: HubProcess) -> list[dict[str, Any]]:

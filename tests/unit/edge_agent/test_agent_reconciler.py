@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from agent_hub_double import IdentitiesDouble, LocalHubDouble
-from agent_runtime_double import Machine, RuntimeDouble, image
+from agent_runtime_double import BUILDS, Machine, RuntimeDouble, image
 
 from edge_agent.desired import read_desired
 from edge_agent.executors import Hands
@@ -27,7 +27,7 @@ from edge_containers.errors import (
     RegistryAuthError,
     RegistryUnavailableError,
 )
-from edge_contracts.manifest import DeploymentManifest, ModuleSettings, RegistryCredential
+from edge_contracts.manifest import DeploymentManifest, ModuleSettings, RegistryCredential, RestartPolicy
 from edge_contracts.redact import Secret
 from edge_contracts.release import ErrorClass, ReleaseResult
 
@@ -274,6 +274,62 @@ def test_a_crashed_module_restarts_at_once_then_with_back_off_even_while_a_pull_
     assert first <= 1
     assert 8 <= second <= 12
     assert 17 <= third <= 23
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "restarted"),
+    [
+        (RestartPolicy.ALWAYS, 0, True),
+        (RestartPolicy.ON_FAILURE, 0, False),
+        (RestartPolicy.ON_FAILURE, 1, True),
+        (RestartPolicy.ON_UNHEALTHY, 1, True),
+        (RestartPolicy.NEVER, 1, False),
+    ],
+)
+def test_a_restart_policy_is_respected(
+    device: Device, policy: RestartPolicy, code: int, restarted: bool
+) -> None:
+    async def walk() -> None:
+        desired = document(ModuleSettings("scorer", image("good-1")))
+        desired["modules"]["scorer"]["restartPolicy"] = policy.value
+        device.boot().want(read_desired(desired, 1).release)
+        await device.settle()
+        (module,) = device.runtime.list()
+        device.runtime.end(module.name, module.instance_id, code)
+        await device.settle()
+
+    asyncio.run(walk())
+    assert bool(device.runtime.running()) == restarted
+
+
+@pytest.mark.parametrize("build", ["deaf-2", "crash-2", "good-2"])
+def test_a_newer_release_supersedes_an_attempt_and_leaves_no_orphan(device: Device, build: str) -> None:
+    async def walk() -> None:
+        await running_one(device)
+        device.reconciler.want(release(2, scorer=build, extra="deaf-x"))
+        await device.settle(until=lambda: len(device.runtime.started) == 3)
+        device.reconciler.want(release(3, scorer="good-3"))
+        await device.settle()
+
+    asyncio.run(walk())
+    assert [BUILDS[str(m.image.digest)] for m in device.runtime.list()] == ["good-3"]
+    results = [terminal.result for terminal in device.reconciler.hands.record.results]
+    assert results[0] is results[-1] is ReleaseResult.SUCCEEDED
+    assert len(results) == 3
+
+
+def test_going_back_to_the_running_release_supersedes_at_once(device: Device) -> None:
+    async def walk() -> None:
+        await running_one(device)
+        before = device.runtime.list()
+        device.reconciler.want(release(2, scorer="deaf-2"))
+        await device.settle(until=lambda: len(device.runtime.started) == 2)
+        device.reconciler.want(release(3, scorer="good-1"))
+        await device.settle()
+        assert device.runtime.list() == before
+
+    asyncio.run(walk())
+    assert device.result() == (ReleaseResult.SUCCEEDED, None)
 
 
 def crash(device: Device) -> None:
