@@ -134,7 +134,7 @@ def image_config(
         diff_ids=tuple(diff_ids),
         labels=image_labels(plan, lock),
         env=tuple(f"{name}={value}" for name, value in sorted(image_environment(plan).items())),
-        cmd=("python3", "-m", "scoring_runtime", "--port", str(HTTP_PORT)),
+        cmd=("python3", "-m", "scoring_runtime", "--host", "0.0.0.0", "--port", str(HTTP_PORT)),
         exposed_ports=(f"{HTTP_PORT}/tcp",),
         user=USER,
         working_dir=APP_ROOT,
