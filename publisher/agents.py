@@ -5,18 +5,27 @@ An agent leaves its modules running when it ends, on purpose; taking a device do
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge_contracts.errors import PublishError
-from publisher.processes import ProcessId, is_alive, process_id, terminate
+from publisher.processes import (
+    ProcessId,
+    damaged,
+    is_alive,
+    module_command,
+    process_id,
+    read_record,
+    terminate,
+    write_record,
+)
 from publisher.workspace import Workspace
 
 STOP_TIMEOUT_S = 20.0
+MODULE_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,7 @@ class LocalAgent:
 
     process: ProcessId
     config_file: Path
+    record_file: Path
 
     @property
     def is_running(self) -> bool:
@@ -33,23 +43,30 @@ class LocalAgent:
 
 def start_agent(workspace: Workspace, config_file: Path, log_file: Path) -> LocalAgent:
     """Start `edge-agent run` in the background; its log goes to `log_file`."""
-    command = [sys.executable, "-m", "edge_agent", "--config", str(config_file), "run"]
+    command = module_command("edge_agent", "--config", str(config_file.absolute()), "run")
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    agent = LocalAgent(process_id(process.pid), config_file)
-    record = _folder(workspace) / f"{process.pid}.json"
-    record.write_text(json.dumps({"process": asdict(agent.process), "config": str(config_file)}))
+    agent = LocalAgent(
+        process_id(process.pid), config_file.absolute(), _folder(workspace) / f"{process.pid}.json"
+    )
+    write_record(agent.record_file, agent.process, config=str(agent.config_file))
     return agent
 
 
 def local_agents(workspace: Workspace) -> list[LocalAgent]:
-    """Every agent that was started, running or not."""
+    """Every agent that was started, running or not.
+
+    Raises:
+        ProcessRecordError: what is known of one is damaged.
+    """
     agents = []
     for path in sorted(_folder(workspace).glob("*.json")):
-        record = json.loads(path.read_text())
-        agents.append(LocalAgent(ProcessId(**record["process"]), Path(record["config"])))
+        found = read_record(path)
+        if found is not None:
+            process, record = found
+            agents.append(LocalAgent(process, Path(_member(path, record, "config")), path))
     return agents
 
 
@@ -57,36 +74,55 @@ def stop_device(workspace: Workspace, config_file: Path) -> int:
     """Stop the agents on this configuration, then its modules; returns how many modules were stopped.
 
     Raises:
-        PublishError: an agent did not end in 20 s; its modules are left alone.
+        PublishError: an agent cannot be ended; its modules are left alone.
     """
-    for path in sorted(_folder(workspace).glob("*.json")):
-        record = json.loads(path.read_text())
-        process = ProcessId(**record["process"])
-        if Path(record["config"]) != config_file:
+    for agent in local_agents(workspace):
+        if agent.config_file != config_file:
             continue
-        if not terminate(process, timeout_s=STOP_TIMEOUT_S):
-            raise PublishError(
-                f"edge agent (process {process.pid}) did not end within {STOP_TIMEOUT_S:.0f} s",
-                code="agent-stop",
-            )
-        path.unlink()
+        if not terminate(agent.process, timeout_s=STOP_TIMEOUT_S):
+            raise PublishError(f"edge agent (process {agent.process.pid}) cannot be ended", code="agent-stop")
+        agent.record_file.unlink(missing_ok=True)
     return _stop_modules(config_file)
 
 
 def _stop_modules(config_file: Path) -> int:
     from edge_containers.process_runtime import ProcessRuntime
 
-    settings = tomllib.loads(config_file.read_text())
-    state_dir = config_file.parent / settings.get("agent", {}).get("state_dir", "state")
+    state_dir, python = _settings(config_file)
     root = state_dir / "runtime"
     if not root.is_dir():
         return 0
-    runtime = ProcessRuntime(root, Path(settings["process"]["python"]))
+    runtime = ProcessRuntime(root, python)
     modules = runtime.list()
     for module in modules:
-        runtime.stop(module.name, module.instance_id, timeout_s=10)
+        runtime.stop(module.name, module.instance_id, timeout_s=MODULE_STOP_TIMEOUT_S)
         runtime.remove(module.name, module.instance_id)
     return len(modules)
+
+
+def _settings(config_file: Path) -> tuple[Path, Path]:
+    """State folder and modules' interpreter; defaults where the file, or what it says, is gone."""
+    try:
+        settings = tomllib.loads(config_file.read_text(encoding="utf-8"))
+        state_dir = settings.get("agent", {}).get("state_dir", "state")
+        return config_file.parent / state_dir, Path(
+            settings.get("process", {}).get("python", "/usr/bin/python3")
+        )
+    except FileNotFoundError:
+        return config_file.parent / "state", Path("/usr/bin/python3")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise PublishError(
+            f"the modules of {config_file} are left running: it cannot be read ({error})",
+            code="agent-config",
+            where=str(config_file),
+        ) from error
+
+
+def _member(path: Path, record: Any, name: str) -> str:
+    try:
+        return str(record[name])
+    except KeyError as error:
+        raise damaged(path, error) from error
 
 
 def _folder(workspace: Workspace) -> Path:

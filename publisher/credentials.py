@@ -4,12 +4,13 @@ Rules (DECISIONS A4):
 - A device's credentials may pull, one repository, for a limited time; they are made per deployment and can be revoked.
 - The embedded registry makes them on request. For any other registry they are given by the user and passed on as they
   are, which is said.
+- The device's runtime chooses credentials by registry alone, so a deployment has one for each registry.
 - Pushing to the embedded registry uses the hub's own policy: a token of an hour as password, nothing to keep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,8 +38,12 @@ class NoCredentialsError(PublishError):
 class CredentialSource(Protocol):
     """Makes pull credentials for the images of a deployment."""
 
-    def pull_credential(self, image: ImageRef) -> RegistryCredential | None:
-        """For the image's registry and repository, or None when this source does not know the registry."""
+    def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> RegistryCredential | None:
+        """One for all these repositories of a registry, or None when this source does not know the registry.
+
+        Raises:
+            NoCredentialsError: it knows the registry, and one credential cannot cover them all.
+        """
         ...
 
 
@@ -49,66 +54,67 @@ class EmbeddedCredentials:
     endpoint: HubEndpoint
     life_s: int = DEFAULT_LIFE_S
 
-    def pull_credential(self, image: ImageRef) -> RegistryCredential | None:
-        if self.endpoint.address is None or image.credentials_host != self.endpoint.address.registry:
+    def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> RegistryCredential | None:
+        if not self._is_embedded(registry):
             return None
-        username, password = self.endpoint.extras().mint_credentials(image.repository, self.life_s)
-        return RegistryCredential(_credential_id(image), image.credentials_host, username, password)
+        if len(repositories) > 1:
+            raise NoCredentialsError(
+                f"one deployment can pull from one repository of registry {registry} with credentials made here, not "
+                f"from {' and '.join(map(repr, repositories))}: push these images to one repository, or give "
+                "credentials with --registry-username",
+                where=registry,
+                next_command=f"edgewright image push IMAGE --repository {repositories[0]}",
+            )
+        username, password = self.endpoint.extras().mint_credentials(repositories[0], self.life_s)
+        return RegistryCredential(credential_id(registry), registry, username, password)
 
     def push_credentials(self, registry: str) -> BasicCredentials | None:
         """For pushing to the embedded registry; None for any other."""
         from edge_containers.registry_client import BasicCredentials
 
-        if self.endpoint.address is None or registry != self.endpoint.address.registry:
+        if not self._is_embedded(registry):
             return None
         identity = ConnectionString.parse(self.endpoint.connection_string.reveal())
         return BasicCredentials(str(identity.shared_access_key_name), Secret(service_token(identity)))
 
+    def _is_embedded(self, registry: str) -> bool:
+        address = self.endpoint.address
+        return address is not None and registry.lower() == address.registry.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class GivenCredentials:
-    """One registry's user name and password as the user gave them."""
+    """One registry's user name and password as the user gave them: for all of its repositories."""
 
     registry: str
     username: str
-    password: Callable[[], Secret]
+    password: Secret
 
-    def pull_credential(self, image: ImageRef) -> RegistryCredential | None:
-        if image.credentials_host.lower() != self.registry.lower():
+    def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> RegistryCredential | None:
+        if registry.lower() != self.registry.lower():
             return None
-        return RegistryCredential(
-            _credential_id(image), image.credentials_host, self.username, self.password()
-        )
+        return RegistryCredential(credential_id(registry), registry, self.username, self.password)
 
 
 def pull_credentials(
-    images: list[ImageRef], sources: tuple[CredentialSource, ...]
+    images: Iterable[ImageRef], sources: Sequence[CredentialSource]
 ) -> tuple[RegistryCredential, ...]:
-    """One credential per registry that the images come from: the runtime matches them by registry alone.
+    """One credential for each registry that the images come from and that a source knows; the first source wins.
 
     Raises:
-        NoCredentialsError: the images of one registry that scopes by repository are in several repositories.
+        NoCredentialsError: the images are in several repositories of a registry whose credentials are for one.
     """
-    found: dict[str, RegistryCredential] = {}
-    repositories: dict[str, str] = {}
+    repositories: dict[str, dict[str, None]] = {}
     for image in images:
-        host = image.credentials_host
-        if host in found:
-            if repositories[host] != image.repository:
-                raise NoCredentialsError(
-                    f"one deployment can pull from one repository of registry {host} with credentials made here, "
-                    f"not from {repositories[host]!r} and {image.repository!r}: push both images to one repository "
-                    "(edgewright image push --repository), or give credentials with --username"
-                )
-            continue
-        for source in sources:
-            credential = source.pull_credential(image)
-            if credential is not None:
-                found[host], repositories[host] = credential, image.repository
-                break
-    return tuple(found.values())
+        if image.credentials_host is not None:  # None: an image of no registry, for which none is sent
+            repositories.setdefault(image.credentials_host, {})[image.repository] = None
+    made = (
+        next(filter(None, (source.pull_credential(host, tuple(names)) for source in sources)), None)
+        for host, names in repositories.items()
+    )
+    return tuple(credential for credential in made if credential is not None)
 
 
-def _credential_id(image: ImageRef) -> str:
+def credential_id(registry: str) -> str:
     """An id that a twin's key may be: no dots, dollars, hashes or spaces."""
-    return "".join(char if char.isalnum() else "-" for char in image.credentials_host).strip("-")
+    return "".join(char if char.isalnum() else "-" for char in registry).strip("-")

@@ -1,4 +1,4 @@
-"""The hub of a workspace: the embedded one that it starts and stops, or any other that its settings name.
+"""The hub of a workspace: the embedded one that it starts and stops, or any other that the environment names.
 
 The embedded hub is a process of its own (`python -m iot_hub serve`) which outlives the command that started it. Its
 data is in `.edgewright/hub/`, what is known of the running process in `.edgewright/run/hub.json`; a process is
@@ -7,30 +7,35 @@ recognised by id and start time, so an id that the system gave to another progra
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import urllib3
-
 from edge_contracts.errors import HubError
 from edge_contracts.redact import Secret, redact_text
-from edge_contracts.sas import ConnectionString
-from publisher.hub_client import HubClient, HubUnreachableError, connect, service_token
-from publisher.processes import ProcessId, is_alive, process_id, terminate
+from publisher.embedded_hub_client import EmbeddedHubClient
+from publisher.hub_client import HubClient, connect, service_identity
+from publisher.processes import (
+    ProcessId,
+    damaged,
+    is_alive,
+    module_command,
+    process_id,
+    read_record,
+    terminate,
+    write_record,
+)
 from publisher.workspace import Workspace
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 CONNECTION_STRING_VARIABLE = "EDGEWRIGHT_HUB_CONNECTION_STRING"
+CA_FILE_VARIABLE = "EDGEWRIGHT_HUB_CA_FILE"
 
 
 class HubStartError(HubError):
@@ -40,7 +45,7 @@ class HubStartError(HubError):
 
 
 class NoHubError(HubError):
-    """The workspace has no hub yet."""
+    """The workspace has no hub yet, or not one that can do this."""
 
     code = "no-hub"
 
@@ -59,6 +64,10 @@ class HubAddress:
         """The registry as image references spell it."""
         return f"{self.host}:{self.registry_port}"
 
+    def __str__(self) -> str:
+        ports = f"MQTT {self.mqtt_port}, HTTPS {self.https_port}, registry {self.registry_port}"
+        return f"{self.host} ({ports})"
+
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
@@ -73,50 +82,42 @@ class EmbeddedHub:
 
     def __init__(self, workspace: Workspace) -> None:
         self.data_dir = workspace.hub
-        self._state_file = workspace.run / "hub.json"
+        self._workspace = workspace
+        self._record_file = workspace.run / "hub.json"
+        self._ready_file = workspace.run / "hub.ready"
         self._log = workspace.run / "hub.log"
 
     def start(self, address: HubAddress) -> HubStatus:
-        """Start it in the background and wait until it answers; does nothing when it runs already.
+        """Start it in the background and wait until it answers; does nothing when it runs there already.
 
         Raises:
-            HubStartError: it ended (a port in use, say) or was not ready in 30 s; nothing is left running.
+            HubStartError: it ended (a port in use, say), was not ready in 30 s, or runs at another address; nothing is
+                left running that did not run before.
         """
-        current = self.status()
-        if current.pid is not None:
-            return current
-        ready_file = self._state_file.with_name("hub.ready")
-        command = [sys.executable, "-m", "iot_hub", "serve", "--json", "--data", str(self.data_dir)]
-        command += ["--host", address.host, "--mqtt-port", str(address.mqtt_port)]
-        command += ["--https-port", str(address.https_port), "--registry-port", str(address.registry_port)]
-        with ready_file.open("wb") as ready, self._log.open("ab") as log:
-            log_start = log.tell()
-            process = subprocess.Popen(
-                command, stdout=ready, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        _check_host(address.host)
+        with self._workspace.lock("hub", timeout_s=START_TIMEOUT_S + STOP_TIMEOUT_S):
+            current = self.status()
+            if current.pid is None:
+                return self._start(address)
+        if current.address != address:
+            raise HubStartError(
+                f"the hub runs already, at {current.address}, and cannot be started at {address}",
+                next_command="edgewright hub stop",
             )
-        try:
-            self._wait_until_ready(process, ready_file, log_start)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        identity = process_id(process.pid)
-        _write(self._state_file, {"process": asdict(identity), "address": asdict(address)})
-        return HubStatus(process.pid, address)
+        return current
 
     def stop(self) -> bool:
-        """Ask it to finish and wait; True when it was running.
+        """Ask it to finish, and make it if it does not in 15 s; True when it was running.
 
         Raises:
-            HubError: it did not end in 15 s.
+            HubError: it runs even so.
         """
         state = self._read_state()
         if state is None or not is_alive(state[0]):
             return False
-        if not terminate(state[0], timeout_s=STOP_TIMEOUT_S, stop_signal=signal.SIGTERM):
+        if not terminate(state[0], timeout_s=STOP_TIMEOUT_S):
             raise HubError(
-                f"embedded hub (process {state[0].pid}) did not end within {STOP_TIMEOUT_S:.0f} s; "
-                f"its log is {self._log}",
+                f"embedded hub (process {state[0].pid}) cannot be ended; its log is {self._log}",
                 code="hub-stop",
             )
         return True
@@ -136,41 +137,85 @@ class EmbeddedHub:
     def ca_file(self) -> Path:
         return self.data_dir / "ca.pem"
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes], ready_file: Path, log_start: int) -> None:
+    def _start(self, address: HubAddress) -> HubStatus:
+        command = module_command("iot_hub", "serve", "--json", "--data", str(self.data_dir))
+        command += ["--host", address.host, "--mqtt-port", str(address.mqtt_port)]
+        command += ["--https-port", str(address.https_port), "--registry-port", str(address.registry_port)]
+        with self._ready_file.open("wb") as ready, self._log.open("ab") as log:
+            log_start = log.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=ready,
+                stderr=log,
+                cwd=self.data_dir.parent,  # not the user's folder, which could then not be unmounted
+                start_new_session=True,
+            )
+        try:
+            ready_line = self._wait_until_ready(process, log_start)
+            bound = HubAddress(address.host, ready_line["mqtt"], ready_line["https"], ready_line["registry"])
+            write_record(self._record_file, process_id(process.pid), address=asdict(bound))
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return HubStatus(process.pid, bound)
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], log_start: int) -> Mapping[str, Any]:
+        """The hub's ready line: the ports it listens on."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while b"\n" not in ready_file.read_bytes():
+        while not (line := self._ready_file.read_bytes()).endswith(b"\n"):
             if process.poll() is not None:
-                raise HubStartError(f"embedded hub did not start: {self._last_words(log_start)}")
+                raise self._ended(log_start)
             if time.monotonic() > deadline:
                 raise HubStartError(
                     f"embedded hub was not ready in {START_TIMEOUT_S:.0f} s; its log is {self._log}"
                 )
             time.sleep(0.02)
+        ready: dict[str, Any] = json.loads(line)
+        return ready
 
-    def _last_words(self, log_start: int) -> str:
+    def _ended(self, log_start: int) -> HubStartError:
         with self._log.open("rb") as log:
             log.seek(log_start)
-            lines = [
-                line for line in log.read()[-4096:].decode(errors="replace").splitlines() if line.strip()
-            ]
-        said = [line for line in lines if not line.startswith("next:")]
-        return (
+            lines = log.read()[-4096:].decode(errors="replace").splitlines()
+        said = [line for line in lines if line.strip() and not line.startswith("next:")]
+        words = (
             redact_text(said[-1].removeprefix("error: ")) if said else f"no message; its log is {self._log}"
         )
+        # Another address of this machine has all three ports free, and MQTT's cannot be another.
+        elsewhere = "edgewright hub start --host 127.0.1.1" if "cannot listen" in words else None
+        return HubStartError(f"embedded hub did not start: {words}", next_command=elsewhere)
 
     def _read_state(self) -> tuple[ProcessId, HubAddress] | None:
-        try:
-            state = json.loads(self._state_file.read_text())
-            return ProcessId(**state["process"]), HubAddress(**state["address"])
-        except FileNotFoundError:
+        found = read_record(self._record_file)
+        if found is None:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise HubError(f"{self._state_file} is damaged: {error}", code="hub-state") from error
+        process, record = found
+        try:
+            return process, HubAddress(**record["address"])
+        except (KeyError, TypeError) as error:
+            raise damaged(self._record_file, error) from error
+
+
+def _check_host(host: str) -> None:
+    """Clients are told this very host, in certificates and image references.
+
+    Raises:
+        HubStartError: they could not use it.
+    """
+    if host in ("", "0.0.0.0") or ":" in host:
+        raise HubStartError(
+            f"a workspace's hub listens on one IPv4 address or name that its devices can dial, not on {host!r}; "
+            "a hub for several networks is run by edgewright hub serve",
+            where="--host",
+            next_command="edgewright hub serve --help",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class HubEndpoint:
-    """How a workspace reaches its hub; `registry` is set for the embedded one."""
+    """How a workspace reaches its hub; `address` is set for the embedded one."""
 
     connection_string: Secret
     ca_file: Path | None
@@ -188,114 +233,37 @@ class HubEndpoint:
         """
         if self.address is None:
             raise NoHubError(
-                "this needs the embedded hub, and the workspace uses another one",
-                next_command="edgewright hub start",
+                f"this needs the embedded hub, and {CONNECTION_STRING_VARIABLE} names another one",
+                next_command=f"unset {CONNECTION_STRING_VARIABLE}; edgewright hub start",
             )
-        return EmbeddedHubClient(self)
+        return EmbeddedHubClient(self.connection_string.reveal(), self.ca_file)
 
 
 def hub_endpoint(workspace: Workspace) -> HubEndpoint:
     """The hub that this workspace uses: $EDGEWRIGHT_HUB_CONNECTION_STRING, else its embedded hub.
 
+    A hub whose certificate is not of a public authority has that in $EDGEWRIGHT_HUB_CA_FILE.
+
     Raises:
-        NoHubError: neither is there.
+        NoHubError: neither is there, or the running hub's data is gone.
+        ContractError: the variable holds no connection string of a service.
     """
     if named := os.environ.get(CONNECTION_STRING_VARIABLE):
-        return HubEndpoint(Secret(named), None, None)
+        service_identity(named, where=CONNECTION_STRING_VARIABLE)
+        ca_file = os.environ.get(CA_FILE_VARIABLE)
+        return HubEndpoint(Secret(named), Path(ca_file) if ca_file else None, None)
     hub = EmbeddedHub(workspace)
     status = hub.status()
-    if status.address is None or not hub.connection_string_file.exists():
+    if status.address is not None and hub.connection_string_file.exists():
+        text = hub.connection_string_file.read_text(encoding="utf-8").strip()
+        return HubEndpoint(Secret(text), hub.ca_file, status.address)
+    if status.pid is not None:
         raise NoHubError(
-            f"workspace {workspace.root} has no hub: start the embedded one, or set {CONNECTION_STRING_VARIABLE}",
-            next_command="edgewright hub start",
+            f"the hub runs (process {status.pid}), but its data in {hub.data_dir} is gone: stop it, then start it anew",
+            where=str(hub.data_dir),
+            next_command="edgewright hub stop",
         )
-    text = hub.connection_string_file.read_text().strip()
-    return HubEndpoint(Secret(text), hub.ca_file, status.address)
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryRecord:
-    """One message as the embedded hub keeps it."""
-
-    offset: int
-    device_id: str
-    module_id: str | None
-    enqueued_time: str
-    system_properties: Mapping[str, str]
-    properties: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryPage:
-    """Messages from an offset on; `next_offset` is where to go on."""
-
-    records: tuple[TelemetryRecord, ...]
-    next_offset: int
-
-
-class EmbeddedHubClient:
-    """The embedded hub's own REST paths: telemetry and registry credentials."""
-
-    def __init__(self, endpoint: HubEndpoint) -> None:
-        self._identity = ConnectionString.parse(endpoint.connection_string.reveal())
-        self._base = f"https://{self._identity.authority}/edgewright"
-        self._pool = urllib3.PoolManager(
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=str(endpoint.ca_file),
-            timeout=urllib3.Timeout(connect=10, read=60),
-            retries=False,
-        )
-
-    def telemetry(
-        self, *, device_id: str | None = None, offset: int = 0, limit: int = 100, wait_s: float = 0
-    ) -> TelemetryPage:
-        """Messages from `offset` on, of one device or of all; waits up to `wait_s` for the first."""
-        query = {"from": str(offset), "limit": str(limit), "wait": f"{wait_s:g}"}
-        if device_id is not None:
-            query["device"] = device_id
-        answer = self._request("GET", "/telemetry", fields=query)
-        records = tuple(_telemetry_record(row) for row in answer["messages"])
-        return TelemetryPage(records, int(answer["next"]))
-
-    def mint_credentials(self, repository: str, ttl_s: int) -> tuple[str, Secret]:
-        """A new user of the embedded registry that may pull one repository for `ttl_s` seconds."""
-        body = {"repository": repository, "actions": ["pull"], "ttlSeconds": ttl_s}
-        answer = self._request("POST", "/registry/credentials", body=json.dumps(body))
-        return str(answer["username"]), Secret(answer["password"])
-
-    def _request(self, method: str, path: str, **arguments: Any) -> Any:
-        headers = {"Authorization": service_token(self._identity), "Content-Type": "application/json"}
-        try:
-            response = self._pool.request(method, self._base + path, headers=headers, **arguments)
-        except urllib3.exceptions.HTTPError as error:
-            raise HubUnreachableError(
-                f"hub {self._identity.authority} cannot be reached: {redact_text(str(error))}",
-                where=self._identity.authority,
-                next_command="edgewright hub start",
-            ) from error
-        if response.status >= 300:
-            raise HubError(
-                f"hub {self._identity.authority} refused {method} {path}: {response.status} "
-                f"{redact_text(response.data.decode(errors='replace'))[:300]}",
-                code="hub-rejected",
-            )
-        return response.json() if response.data else None
-
-
-def _telemetry_record(row: Mapping[str, Any]) -> TelemetryRecord:
-    return TelemetryRecord(
-        offset=int(row["offset"]),
-        device_id=row["deviceId"],
-        module_id=row.get("moduleId"),
-        enqueued_time=row["enqueuedTime"],
-        system_properties=row["systemProperties"],
-        properties=row["properties"],
-        body=base64.b64decode(row["body"]),
+    raise NoHubError(
+        f"workspace {workspace.root} has no hub: start the embedded one, or set {CONNECTION_STRING_VARIABLE}",
+        next_command="edgewright hub start",
     )
-
-
-def _write(path: Path, document: object) -> None:
-    scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    scratch.replace(path)

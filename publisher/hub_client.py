@@ -4,32 +4,34 @@
 straight to the service REST API. Both are one interface, `HubClient`, and one behavioural suite runs on both
 (tests/contract/test_hub_client.py). Nothing else in the project imports `azure.iot.hub`.
 
-    HubClientError
-    ├── HubUnreachableError     no connection, or no answer in time (temporary)
-    ├── HubRefusedError         the hub does not accept the connection string (401, 403)
-    ├── HubNotFoundError        no such device, module or twin (404)
-    ├── HubConflictError        exists already, or was changed meanwhile (409, 412)
-    └── HubRequestRejectedError the hub says that the request is wrong (400, 413), or it failed itself (5xx)
+    HubClientError                 also: an answer that is no hub's
+    ├── HubUnreachableError        no connection, or no answer in time (temporary)
+    ├── HubUntrustedError          its certificate is not of an authority that is trusted here
+    ├── HubRefusedError            the hub does not accept the connection string (401, 403)
+    ├── HubNotFoundError           no such device, module or twin (404)
+    ├── HubDeviceOfflineError      the device is not connected, or does not listen for methods (temporary)
+    ├── HubConflictError           exists already, or was changed meanwhile (409, 412)
+    └── HubRequestRejectedError    the hub says that the request is wrong (400, 413), or it failed itself (5xx)
 """
 
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import urllib3
 
-from edge_contracts.errors import PublishError
+from edge_contracts.errors import ContractError, PublishError
 from edge_contracts.redact import Secret, redact_text
 from edge_contracts.sas import ConnectionString, make_sas
 
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 API_VERSION = "2021-04-12"  # what azure-iot-hub 2.7 sends
+CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 30.0
+METHOD_MARGIN_S = 10.0  # the hub itself answers when a device has not; it must be heard doing so
 TOKEN_LIFE_S = 3600
 LIST_LIMIT = 1000  # the service's own maximum for one call
 
@@ -53,12 +57,21 @@ class HubUnreachableError(HubClientError):
     temporary = True
 
 
+class HubUntrustedError(HubClientError):
+    code = "hub-untrusted"
+
+
 class HubRefusedError(HubClientError):
     code = "hub-refused"
 
 
 class HubNotFoundError(HubClientError):
     code = "hub-not-found"
+
+
+class HubDeviceOfflineError(HubClientError):
+    code = "hub-device-offline"
+    temporary = True
 
 
 class HubConflictError(HubClientError):
@@ -105,7 +118,10 @@ class MethodResult:
 
 
 class HubClient(Protocol):
-    """What the publisher does at a hub. Every call ends within 30 s; errors are `HubClientError`s."""
+    """What the publisher does at a hub. Errors are `HubClientError`s.
+
+    Every call ends within 40 s, but for a method: 10 s after its own timeout. Nothing is tried twice.
+    """
 
     @property
     def host(self) -> str:
@@ -135,31 +151,58 @@ class HubClient(Protocol):
 def connect(connection_string: str, *, ca_file: Path | None = None) -> HubClient:
     """The client that this machine can run: Microsoft's SDK if it is installed, plain REST otherwise.
 
+    Args:
+        ca_file: the authority of a hub that has its own; the system's are trusted without.
+
     Raises:
         ContractError: the connection string is not one of a service.
     """
-    if importlib.util.find_spec("azure.iot.hub") is not None:
+    try:
         return SdkHubClient(connection_string, ca_file=ca_file)
-    return RestHubClient(connection_string, ca_file=ca_file)
+    except ImportError:
+        return RestHubClient(connection_string, ca_file=ca_file)
+
+
+def service_identity(connection_string: str, *, where: str = "hub connection string") -> ConnectionString:
+    """Read the connection string of a hub's policy.
+
+    Raises:
+        ContractError: it is malformed, or a device's.
+    """
+    identity = ConnectionString.parse(connection_string, where=where)
+    if identity.shared_access_key_name is None:
+        raise ContractError(
+            f"{where} must be a service's, with SharedAccessKeyName, not that of device {identity.device_id!r}",
+            code="connection-string",
+            where=where,
+        )
+    return identity
 
 
 class SdkHubClient:
-    """Through `azure-iot-hub`, unmodified."""
+    """Through `azure-iot-hub`, unmodified.
+
+    Raises:
+        ImportError: it is not installed.
+    """
 
     def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
         # The SDK imports 40 MB of AMQP that most commands never need.
         from azure.iot.hub import IoTHubConfigurationManager, IoTHubRegistryManager
 
-        self.host = ConnectionString.parse(connection_string).authority
+        self.host = service_identity(connection_string).authority
         self._registry = IoTHubRegistryManager.from_connection_string(connection_string)
         self._configurations = IoTHubConfigurationManager.from_connection_string(connection_string)
         for manager in (self._registry, self._configurations):
-            connection = manager.protocol.config.connection
-            connection.timeout = TIMEOUT_S
+            config = manager.protocol.config
+            config.connection.timeout = (CONNECT_TIMEOUT_S, TIMEOUT_S)
             if ca_file is not None:
-                connection.verify = str(ca_file)
-            # A refused connection is told at once; retrying is the user's decision, made with the message in view.
-            manager.protocol.config.retry_policy.retries = 1
+                config.connection.verify = str(ca_file)
+                # A hub with an authority of its own is not behind a proxy, whatever the environment says.
+                config.proxies.use_env_settings = False
+            # By itself it would try a method again that has been called, and hide the hub's words on a 5xx.
+            config.retry_policy.retries = 0
+            config.retry_policy.policy.status_forcelist = frozenset()
 
     def create_device(self, device_id: str, *, edge: bool) -> DeviceIdentity:
         with self._call(f"create device {device_id!r}"):
@@ -208,39 +251,91 @@ class SdkHubClient:
             method = CloudToDeviceMethod(
                 method_name=name, payload=payload, response_timeout_in_seconds=timeout_s
             )
-            if module_id is None:
-                result = self._registry.invoke_device_method(device_id, method)
-            else:
-                result = self._registry.invoke_device_module_method(device_id, module_id, method)
+            with self._patience(timeout_s + METHOD_MARGIN_S):
+                if module_id is None:
+                    result = self._registry.invoke_device_method(device_id, method)
+                else:
+                    result = self._registry.invoke_device_module_method(device_id, module_id, method)
             return MethodResult(result.status, result.payload)
+
+    @contextmanager
+    def _patience(self, timeout_s: float) -> Iterator[None]:
+        connection = self._registry.protocol.config.connection
+        usual, connection.timeout = connection.timeout, (CONNECT_TIMEOUT_S, timeout_s)
+        try:
+            yield
+        finally:
+            connection.timeout = usual
 
     @contextmanager
     def _call(self, what: str) -> Iterator[None]:
         """Translate what the SDK and its HTTP layer raise."""
-        from msrest.exceptions import ClientRequestError, HttpOperationError
-        from requests.exceptions import RequestException
+        from msrest.exceptions import ClientRequestError, DeserializationError, HttpOperationError
 
         try:
             yield
         except HttpOperationError as error:
             response = error.response
             raise _status_error(self.host, what, response.status_code, response.text) from error
-        except (ClientRequestError, RequestException) as error:
+        except (ClientRequestError, OSError) as error:  # requests' own errors are OSErrors
             raise _unreachable(self.host, error) from error
+        except DeserializationError as error:
+            raise _no_hub(self.host, what) from error
+
+
+class HubRest:
+    """Signed requests to a hub's REST API; JSON in, JSON out."""
+
+    def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
+        self._identity = service_identity(connection_string)
+        self.host = self._identity.authority
+        self._pool = urllib3.PoolManager(
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=None if ca_file is None else str(ca_file),
+            retries=False,
+        )
+
+    def request(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Any:
+        """The answer's JSON, None if it has none; `what` is what is being done, for the message of an error."""
+        url = f"https://{self.host}{path}?{urlencode({**(query or {}), 'api-version': API_VERSION})}"
+        headers = {"Authorization": service_token(self._identity), "Content-Type": "application/json"}
+        if if_match is not None:
+            headers["If-Match"] = if_match
+        try:
+            response = self._pool.request(
+                method,
+                url,
+                body=None if body is None else json.dumps(body),
+                headers=headers,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s),
+                redirect=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise _unreachable(self.host, error) from error
+        if response.status >= 300:
+            raise _status_error(self.host, what, response.status, response.data.decode(errors="replace"))
+        try:
+            return response.json() if response.data else None
+        except ValueError as error:
+            raise _no_hub(self.host, what) from error
 
 
 class RestHubClient:
     """The same calls on the service REST API: for machines without wheels of `uamqp`."""
 
     def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
-        self._identity = ConnectionString.parse(connection_string)
-        self.host = self._identity.authority
-        self._pool = urllib3.PoolManager(
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=None if ca_file is None else str(ca_file),
-            timeout=urllib3.Timeout(connect=10, read=TIMEOUT_S),
-            retries=False,
-        )
+        self._rest = HubRest(connection_string, ca_file=ca_file)
+        self.host = self._rest.host
 
     def create_device(self, device_id: str, *, edge: bool) -> DeviceIdentity:
         keys = [base64.b64encode(os.urandom(32)).decode() for _ in range(2)]
@@ -253,60 +348,42 @@ class RestHubClient:
             },
             "capabilities": {"iotEdge": edge},
         }
-        path = f"/devices/{quote(device_id, safe='')}"
-        return _device(self._request(f"create device {device_id!r}", "PUT", path, body))
+        return _device(
+            self._rest.request(f"create device {device_id!r}", "PUT", _device_path(device_id), body)
+        )
 
     def get_device(self, device_id: str) -> DeviceIdentity:
-        path = f"/devices/{quote(device_id, safe='')}"
-        return _device(self._request(f"get device {device_id!r}", "GET", path))
+        return _device(self._rest.request(f"get device {device_id!r}", "GET", _device_path(device_id)))
 
     def list_devices(self) -> list[DeviceIdentity]:
-        rows = self._request("list devices", "GET", f"/devices?top={LIST_LIMIT}")
+        rows = self._rest.request("list devices", "GET", "/devices", query={"top": str(LIST_LIMIT)})
         return [_device(row) for row in rows]
 
     def delete_device(self, device_id: str) -> None:
-        path = f"/devices/{quote(device_id, safe='')}"
-        self._request(f"delete device {device_id!r}", "DELETE", path, if_match='"*"')
+        self._rest.request(f"delete device {device_id!r}", "DELETE", _device_path(device_id), if_match='"*"')
 
     def get_twin(self, device_id: str, module_id: str | None = None) -> Twin:
         what = f"get twin of {_name(device_id, module_id)}"
-        return _twin(self._request(what, "GET", _twin_path(device_id, module_id)))
+        return _twin(self._rest.request(what, "GET", _twin_path(device_id, module_id)))
 
     def update_tags(self, device_id: str, tags: Mapping[str, Any]) -> Twin:
         path = _twin_path(device_id, None)
         body = {"tags": dict(tags)}
-        return _twin(self._request(f"tag device {device_id!r}", "PATCH", path, body, if_match='"*"'))
+        return _twin(self._rest.request(f"tag device {device_id!r}", "PATCH", path, body, if_match='"*"'))
 
     def apply_configuration(self, device_id: str, content: Mapping[str, Any]) -> None:
-        path = f"/devices/{quote(device_id, safe='')}/applyConfigurationContent"
+        path = f"{_device_path(device_id)}/applyConfigurationContent"
         body = {"modulesContent": content["modulesContent"]}
-        self._request(f"apply a deployment to device {device_id!r}", "POST", path, body)
+        self._rest.request(f"apply a deployment to device {device_id!r}", "POST", path, body)
 
     def invoke_method(
         self, device_id: str, module_id: str | None, name: str, payload: Any, timeout_s: int = 30
     ) -> MethodResult:
         body = {"methodName": name, "payload": payload, "responseTimeoutInSeconds": timeout_s}
         path = _twin_path(device_id, module_id) + "/methods"
-        answer = self._request(f"call {name!r} on {_name(device_id, module_id)}", "POST", path, body)
+        what = f"call {name!r} on {_name(device_id, module_id)}"
+        answer = self._rest.request(what, "POST", path, body, timeout_s=timeout_s + METHOD_MARGIN_S)
         return MethodResult(answer["status"], answer.get("payload"))
-
-    def _request(
-        self, what: str, method: str, path: str, body: object = None, *, if_match: str | None = None
-    ) -> Any:
-        separator = "&" if "?" in path else "?"
-        url = f"https://{self.host}{path}{separator}api-version={API_VERSION}"
-        headers = {"Authorization": service_token(self._identity), "Content-Type": "application/json"}
-        if if_match is not None:
-            headers["If-Match"] = if_match
-        try:
-            response = self._pool.request(
-                method, url, body=None if body is None else json.dumps(body), headers=headers
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise _unreachable(self.host, error) from error
-        if response.status >= 300:
-            raise _status_error(self.host, what, response.status, response.data.decode(errors="replace"))
-        return response.json() if response.data else None
 
 
 def service_token(identity: ConnectionString, *, now: Callable[[], float] = time.time) -> str:
@@ -321,6 +398,10 @@ def service_token(identity: ConnectionString, *, now: Callable[[], float] = time
 
 def _name(device_id: str, module_id: str | None) -> str:
     return f"device {device_id!r}" if module_id is None else f"module '{device_id}/{module_id}'"
+
+
+def _device_path(device_id: str) -> str:
+    return f"/devices/{quote(device_id, safe='')}"
 
 
 def _twin_path(device_id: str, module_id: str | None) -> str:
@@ -364,37 +445,62 @@ _STATUS_ERRORS: Mapping[int, type[HubClientError]] = {
     409: HubConflictError,
     412: HubConflictError,
 }
+_ERRORS_BY_NAME: Mapping[str, type[HubClientError]] = {
+    "DeviceNotOnline": HubDeviceOfflineError,  # a 404 like that of a device which does not exist
+}
+_NEXT_COMMANDS: Mapping[type[HubClientError], str] = {
+    HubUnreachableError: "edgewright hub status",
+    HubUntrustedError: "edgewright hub status",
+    HubRefusedError: "edgewright hub status",
+    HubNotFoundError: "edgewright device list",
+    HubDeviceOfflineError: "edgewright device list",
+}
 
 
 def _status_error(host: str, what: str, status: int, body: str) -> HubClientError:
-    kind = _STATUS_ERRORS.get(status, HubRequestRejectedError)
+    name, reason = _reason(body)
+    kind = _ERRORS_BY_NAME.get(name) or _STATUS_ERRORS.get(status, HubRequestRejectedError)
+    verb = "failed" if status >= 500 else "refused"
     return kind(
-        f"hub {host} refused to {what}: {status} {_reason(body)}",
+        f"hub {host} {verb} to {what}: {status} {name + ': ' if name else ''}{reason}",
         where=host,
-        temporary=status == 429 or status >= 500,
-        next_command="edgewright hub status" if kind is HubRefusedError else None,
+        temporary=True if status == 429 or status >= 500 else None,
+        next_command=_NEXT_COMMANDS.get(kind),
     )
 
 
-def _reason(body: str) -> str:
-    """The hub's own words: `Message` of its error body, whose first part is `ErrorCode:Name;`."""
+def _reason(body: str) -> tuple[str, str]:
+    """The name of the error and the hub's own words: `Message` of its error body is `ErrorCode:Name;words`."""
     try:
         document = json.loads(body)
         text = str(document.get("Message") or document.get("errorMessage") or body)
     except (ValueError, AttributeError):
         text = body
-    return redact_text(re.sub(r"\s+", " ", text).strip()[:500]) or "without a reason"
+    words = redact_text(re.sub(r"\s+", " ", text).strip()[:500]) or "without a reason"
+    named = re.match(r"ErrorCode:(\w+);\s*", words)
+    return (named[1], words[named.end() :]) if named else ("", words)
 
 
-def _unreachable(host: str, error: BaseException) -> HubUnreachableError:
+def _unreachable(host: str, error: BaseException) -> HubClientError:
     reason: BaseException = error
     while True:  # the cause deepest inside says what happened: refused, timed out, certificate
         inner = reason.__cause__ or getattr(reason, "reason", None) or reason.__context__
         if not isinstance(inner, BaseException) or inner is reason:
             break
         reason = inner
-    return HubUnreachableError(
-        f"hub {host} cannot be reached: {redact_text(str(reason)) or type(reason).__name__}",
+    untrusted = isinstance(reason, ssl.SSLCertVerificationError)
+    kind: type[HubClientError] = HubUntrustedError if untrusted else HubUnreachableError
+    problem = "cannot be trusted" if untrusted else "cannot be reached"
+    return kind(
+        f"hub {host} {problem}: {redact_text(str(reason)) or type(reason).__name__}",
         where=host,
-        next_command="edgewright hub status",
+        next_command=_NEXT_COMMANDS[kind],
+    )
+
+
+def _no_hub(host: str, what: str) -> HubClientError:
+    return HubClientError(
+        f"expected a hub's JSON when asking to {what}, but {host} answered something else: is it a hub's address?",
+        code="hub-answer",
+        where=host,
     )

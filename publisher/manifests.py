@@ -6,11 +6,10 @@ pushed) or a reference by digest. Without routes of one's own, each module gets 
 
 from __future__ import annotations
 
-import os
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edge_contracts.image_ref import ImageRef
@@ -21,7 +20,7 @@ from publisher.images import Image
 from publisher.workspace import Workspace
 
 MODULE_NAME = re.compile(r"[a-zA-Z0-9_-]+")
-PUBLISH = re.compile(r"(?:(?P<host>[0-9.]+):)?(?P<port>[0-9]{1,5})")
+PUBLISH = re.compile(r"(?:(?P<host>.+):)?(?P<port>[0-9]{1,5})")
 CONTAINER_PORT = 5001
 
 
@@ -39,7 +38,8 @@ def parse_module(workspace: Workspace, text: str) -> ModuleRequest:
     """`NAME=IMAGE`, or `IMAGE` alone for a module named as the image.
 
     Raises:
-        UsageError: not of that form. NotFoundError: the image was not built, or not pushed.
+        UsageError: not of that form.
+        NotFoundError: the image was not built, or not pushed.
     """
     name, equals, image_text = text.partition("=")
     if not equals:
@@ -55,6 +55,11 @@ def resolve_image(workspace: Workspace, text: str) -> ImageRef:
     """Where an image of the workspace was pushed to, or `text` itself when it is a reference by digest."""
     if "@" in text:
         return ImageRef.parse(text)
+    if "/" in text:
+        raise UsageError(
+            f"an image must be one of the workspace (NAME or NAME:VERSION) or a reference by digest, not {text!r}: "
+            "what a tag names may change"
+        )
     image = Image(workspace, id=text)
     if image.image_location is None:
         raise NotFoundError(
@@ -80,38 +85,32 @@ def generate(
     modules: Sequence[ModuleRequest],
     *,
     routes: Mapping[str, str] | None = None,
-    sources: tuple[CredentialSource, ...] = (),
+    sources: Sequence[CredentialSource] = (),
 ) -> DeploymentManifest:
     """The manifest for these modules; credentials are made for the registries that a source knows.
 
     Raises:
+        UsageError: a module twice, or a port that is none.
         ContractError: a bad route, or over the twin budget.
+        NoCredentialsError: credentials would have to cover several repositories and cannot.
     """
     names = [module.name for module in modules]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"each module may be named once, not {', '.join(map(repr, repeated))} twice")
-    manifest = DeploymentManifest.assemble(
-        modules=[_settings(module) for module in modules],
-        routes=default_routes(names) if routes is None else routes,
-    )
-    manifest.predicted_reported_size_bytes()
-    # Credentials last: nothing is made for a manifest that cannot be used.
+    settings = [_settings(module) for module in modules]
+    paths = default_routes(names) if routes is None else routes
+    # First without credentials: none are made for a manifest that cannot be used.
+    DeploymentManifest.assemble(settings, paths)
     credentials = pull_credentials([module.image for module in modules], sources)
-    return DeploymentManifest.assemble(
-        modules=[_settings(module) for module in modules],
-        routes=default_routes(names) if routes is None else routes,
-        credentials=credentials,
-    )
+    return DeploymentManifest.assemble(settings, paths, credentials)
 
 
-def write_manifest(path: Path, text: str) -> None:
-    """Write by rename, readable by the owner alone: a manifest may hold credentials."""
-    scratch = path.with_name(f".{path.name}.new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    scratch.replace(path)
+def registries_without_credentials(manifest: DeploymentManifest) -> list[str]:
+    """Registries of the modules' images that the manifest has no credentials for: fine if they are public."""
+    known = {credential.address.lower() for credential in manifest.credentials}
+    hosts = {module.image.credentials_host for module in manifest.modules.values()}
+    return sorted(host for host in hosts if host is not None and host not in known)
 
 
 def _settings(module: ModuleRequest) -> ModuleSettings:
@@ -127,9 +126,23 @@ def _create_options(publish: str | None) -> dict[str, Any]:
     if publish is None:
         return {}
     found = PUBLISH.fullmatch(publish)
-    if found is None or not 0 < int(found["port"]) < 65536:
-        raise UsageError(f"--publish must be [HOST:]PORT with a port of 1 to 65535, not {publish!r}")
-    binding = {"HostPort": found["port"]}
+    if found is None or not 0 < int(found["port"]) < 65536 or not _is_ipv4(found["host"]):
+        raise UsageError(
+            "--publish must be [HOST:]PORT, an IPv4 address of the device and a port of 1 to 65535, "
+            f"not {publish!r}",
+            where="--publish",
+        )
+    binding = {"HostPort": str(int(found["port"]))}
     if found["host"]:
         binding["HostIp"] = found["host"]
     return {"HostConfig": {"PortBindings": {f"{CONTAINER_PORT}/tcp": [binding]}}}
+
+
+def _is_ipv4(host: str | None) -> bool:
+    if host is None:
+        return True
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True

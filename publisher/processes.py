@@ -1,14 +1,32 @@
-"""Background processes of a workspace: recognised by id and start time, ended politely, then firmly."""
+"""Background processes of a workspace: recognised by id and start time, ended politely, then firmly.
+
+What is known of one is a JSON record in `.edgewright/run/`, so that a later command finds it again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from edge_contracts.errors import PublishError
+from publisher.private_file import write_private
 
 POLL_S = 0.05
+KILL_TIMEOUT_S = 5.0
+
+
+class ProcessRecordError(PublishError):
+    """A record in `.edgewright/run/` cannot be read, so its process cannot be told."""
+
+    code = "process-record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +55,56 @@ def is_alive(process: ProcessId) -> bool:
 
 
 def terminate(process: ProcessId, *, timeout_s: float, stop_signal: signal.Signals = signal.SIGTERM) -> bool:
-    """Signal the process and wait for its end; False when it still runs after `timeout_s`."""
+    """Signal the process and wait for its end, after `timeout_s` by SIGKILL; False when it runs even then."""
+    return _end(process, stop_signal, timeout_s) or _end(process, signal.SIGKILL, KILL_TIMEOUT_S)
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """How to run a module of ours: by this interpreter, whatever files of the user's lie in the current folder."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def write_record(path: Path, process: ProcessId, **more: object) -> None:
+    """Keep what is known of a process."""
+    write_private(path, json.dumps({"process": asdict(process), **more}, indent=1) + "\n")
+
+
+def read_record(path: Path) -> tuple[ProcessId, Mapping[str, Any]] | None:
+    """What `write_record` kept, None if there is nothing.
+
+    Raises:
+        ProcessRecordError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        process = ProcessId(**record["process"])
+        if not (isinstance(process.pid, int) and isinstance(process.start_ticks, int)):
+            raise TypeError("pid and start_ticks must be integers")
+        return process, record
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ProcessRecordError:
+    """The error for a record that is not as `write_record` wrote it."""
+    return ProcessRecordError(
+        f"{path} is damaged ({error}), so the process it is about cannot be found: end that by hand if it "
+        "runs, and remove the file",
+        where=str(path),
+        next_command=f"rm {path}",
+    )
+
+
+def _end(process: ProcessId, number: signal.Signals, timeout_s: float) -> bool:
     if is_alive(process):
-        os.kill(process.pid, stop_signal)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
     deadline = time.monotonic() + timeout_s
     while is_alive(process):
         if time.monotonic() > deadline:
             return False
-        _reap(process.pid)
         time.sleep(POLL_S)
     _reap(process.pid)
     return True
@@ -63,7 +123,5 @@ def _start_ticks(pid: int) -> int | None:
 
 def _reap(pid: int) -> None:
     """Collect the exit status in case the process is our own child."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass

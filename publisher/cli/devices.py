@@ -25,19 +25,23 @@ from publisher.cli.output import (
 )
 from publisher.devices import (
     Rollout,
+    check_device_id,
     device_connection_string,
+    prepare_agent_folder,
     read_rollout,
     wait_for_rollout,
     write_agent_config,
 )
 from publisher.embedded_hub import hub_endpoint
 from publisher.errors import UsageError
-from publisher.hub_client import DeviceIdentity, HubClient
+from publisher.hub_client import LIST_LIMIT, DeviceIdentity, HubClient, HubConflictError
 from publisher.workspace import Workspace
 
 app = command_group("Devices and their twins.")
 
-DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="Id of the device.")]
+DeviceArgument = Annotated[
+    str, typer.Argument(metavar="DEVICE", help="Id of the device.", callback=check_device_id)
+]
 COLUMNS = {"deviceId": "DEVICE", "status": "STATUS", "edge": "EDGE", "connection": "CONNECTION"}
 
 
@@ -67,25 +71,28 @@ def create(
 ) -> None:
     """Create a device at the hub, and what its edge agent starts with."""
     tags = labels_of(tag, "--tag")
-    if agent_config is not None and (agent_config / "config.toml").exists():
-        raise UsageError(f"{agent_config / 'config.toml'} is there already: give another directory")
+    if agent_config is not None and not edge:
+        raise UsageError("--agent-config is for a device that runs modules, not for one with --no-edge")
     workspace = Workspace.open()
     endpoint = hub_endpoint(workspace)
     client = endpoint.client()
-    identity = client.create_device(device, edge=edge)
-    if tags:
-        client.update_tags(device, tags)
-    workspace.audit("device create", device, edge=edge)
+    if agent_config is not None:  # before anything is made at the hub
+        python = python or _module_python(workspace)
+        prepare_agent_folder(agent_config)
+    identity = _create(client, device, edge=edge)
     document = _row(identity) | {"tags": tags}
-    if agent_config is not None:
-        written = write_agent_config(
-            agent_config,
-            endpoint,
-            identity,
-            edge_hub_host=edge_hub_host,
-            python=python or _module_python(workspace),
-        )
-        document["agentConfig"] = str(written.config_file)
+    try:
+        if tags:
+            client.update_tags(device, tags)
+        if agent_config is not None and python is not None:
+            written = write_agent_config(
+                agent_config, endpoint, identity, edge_hub_host=edge_hub_host, python=python
+            )
+            document["agentConfig"] = str(written.config_file)
+    except BaseException:
+        client.delete_device(device)
+        raise
+    workspace.audit("device create", device, edge=edge)
     show_document(document, chosen(output, as_json))
     if agent_config is not None:
         note(f"next: edge-agent --config {agent_config / 'config.toml'} run")
@@ -96,7 +103,10 @@ def create(
 @app.command("list")
 def list_devices(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """List devices."""
-    show_rows([_row(device) for device in _client().list_devices()], COLUMNS, chosen(output, as_json))
+    devices = _client().list_devices()
+    show_rows([_row(device) for device in devices], COLUMNS, chosen(output, as_json))
+    if len(devices) == LIST_LIMIT:
+        note(f"these are the first {LIST_LIMIT}: a hub lists no more at once")
 
 
 @app.command()
@@ -141,7 +151,7 @@ def tag(
     ],
 ) -> None:
     """Set tags of a device."""
-    changes = {key: value or None for key, value in labels_of(tags, "KEY=VALUE").items()}
+    changes = {key: value or None for key, value in labels_of(tags, "a tag").items()}
     found = _client().update_tags(device, changes)
     show_document({"deviceId": device, "tags": dict(found.tags)}, Format.TABLE)
 
@@ -177,7 +187,7 @@ def method(
     try:
         value = json.loads(payload)
     except ValueError as error:
-        raise UsageError(f"--payload must be JSON: {error}") from error
+        raise UsageError(f"--payload must be JSON: {error}", where="--payload") from error
     result = _client().invoke_method(device, module, name, value, timeout)
     print(json.dumps({"status": result.status, "payload": result.payload}, indent=2))
     if result.status >= 400:
@@ -202,7 +212,7 @@ def rollout_document(rollout: Rollout) -> dict[str, Any]:
         "desiredVersion": rollout.desired_version,
         "reportedVersion": rollout.reported_version,
         "code": rollout.code,
-        "result": rollout.result or "under way",
+        "result": rollout.result or ("under way" if rollout.has_deployment else "no deployment"),
         "description": rollout.description,
         "runtime": (edgewright.get("runtime") or {}).get("tier", ""),
         "modules": {
@@ -210,6 +220,14 @@ def rollout_document(rollout: Rollout) -> dict[str, Any]:
             for name, module in rollout.modules.items()
         },
     }
+
+
+def _create(client: HubClient, device: str, *, edge: bool) -> DeviceIdentity:
+    try:
+        return client.create_device(device, edge=edge)
+    except HubConflictError as error:
+        error.next_command = f"edgewright device show {device}"
+        raise
 
 
 def _row(device: DeviceIdentity) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,14 @@ from publisher.cli.output import (
     progress,
     show_document,
 )
-from publisher.embedded_hub import EmbeddedHub, HubAddress, HubStatus, TelemetryRecord, hub_endpoint
+from publisher.embedded_hub import (
+    CONNECTION_STRING_VARIABLE,
+    EmbeddedHub,
+    HubAddress,
+    HubStatus,
+    hub_endpoint,
+)
+from publisher.embedded_hub_client import TelemetryRecord
 from publisher.workspace import Workspace
 
 app = command_group("The embedded hub: identities, twins, deployments, telemetry and a registry, offline.")
@@ -31,22 +39,40 @@ HostOption = Annotated[
 MqttPortOption = Annotated[int, typer.Option(help="Device SDKs know no other MQTT port than 8883.")]
 HttpsPortOption = Annotated[int, typer.Option(help="Port of the service REST API.")]
 RegistryPortOption = Annotated[int, typer.Option(help="Port of the image registry.")]
+LONGEST_WAIT_S = 30.0
+
+
+def _as_before(default: object) -> str:
+    return f"{default} at first, then as the last time."
 
 
 @app.command()
 def start(
     *,
-    host: HostOption = "127.0.0.1",
-    mqtt_port: MqttPortOption = 8883,
-    https_port: HttpsPortOption = 8443,
-    registry_port: RegistryPortOption = 5050,
+    host: Annotated[
+        str | None, typer.Option(help=f"Loopback address to listen on; {_as_before(HubAddress.host)}")
+    ] = None,
+    mqtt_port: Annotated[
+        int | None, typer.Option(help=f"MQTT; device SDKs know no other than {HubAddress.mqtt_port}.")
+    ] = None,
+    https_port: Annotated[
+        int | None, typer.Option(help=f"Service REST API; {_as_before(HubAddress.https_port)}")
+    ] = None,
+    registry_port: Annotated[
+        int | None, typer.Option(help=f"Image registry; {_as_before(HubAddress.registry_port)}")
+    ] = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
     """Start the hub in the background and wait until it answers."""
     hub = EmbeddedHub(Workspace.open())
+    given = {"host": host, "mqtt_port": mqtt_port, "https_port": https_port, "registry_port": registry_port}
+    # Manifests and devices hold the address, so it stays unless another one is asked for.
+    address = replace(
+        hub.status().address or HubAddress(), **{key: each for key, each in given.items() if each is not None}
+    )
     with progress("starting the hub"):
-        status = hub.start(HubAddress(host, mqtt_port, https_port, registry_port))
+        status = hub.start(address)
     show_document(_status(hub, status), chosen(output, as_json))
     note("next: edgewright device create NAME --agent-config DIRECTORY")
 
@@ -65,6 +91,8 @@ def status(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> 
     hub = EmbeddedHub(Workspace.open())
     found = hub.status()
     show_document(_status(hub, found), chosen(output, as_json))
+    if os.environ.get(CONNECTION_STRING_VARIABLE):
+        note(f"this workspace uses another hub: {CONNECTION_STRING_VARIABLE} is set")
     if found.pid is None:
         note("next: edgewright hub start")
         raise typer.Exit(1)
@@ -98,7 +126,8 @@ def monitor(
     *,
     device: Annotated[str | None, typer.Option("--device", "-d", help="Only this device.")] = None,
     start_at: Annotated[
-        int | None, typer.Option("--from", help="Offset to begin at; what arrives from now on by default.")
+        int | None,
+        typer.Option("--from", min=0, help="Offset to begin at; what arrives from now on by default."),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
     timeout: Annotated[
@@ -108,12 +137,12 @@ def monitor(
 ) -> None:
     """Print messages as they arrive at the hub."""
     client = hub_endpoint(Workspace.open()).extras()
-    offset = client.telemetry(offset=sys.maxsize).next_offset if start_at is None else start_at
+    offset = client.telemetry().next_offset if start_at is None else start_at
     deadline = None if timeout is None else time.monotonic() + timeout
     seen = 0
     while count is None or seen < count:
-        left = 30.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        page = client.telemetry(device_id=device, offset=offset, wait_s=min(left, 30.0))
+        left = LONGEST_WAIT_S if deadline is None else max(0.0, deadline - time.monotonic())
+        page = client.telemetry(device_id=device, offset=offset, wait_s=min(left, LONGEST_WAIT_S))
         offset = page.next_offset
         for record in page.records[: None if count is None else count - seen]:
             print(json.dumps(_document(record)) if as_json else _line(record), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 
 from edge_contracts.errors import ContractError
 from edge_contracts.manifest import DeploymentManifest, Severity
-from edge_contracts.redact import redact_document
+from edge_contracts.redact import MASK, redact_document
+from edge_contracts.twin import DESIRED_LIMIT_BYTES
 from publisher.cli.devices import rollout_document
 from publisher.cli.options import labels_of, password_of
 from publisher.cli.output import (
@@ -24,11 +26,12 @@ from publisher.cli.output import (
     show_document,
 )
 from publisher.credentials import CredentialSource, EmbeddedCredentials, GivenCredentials
-from publisher.devices import wait_for_rollout
+from publisher.devices import check_device_id, wait_for_rollout
 from publisher.embedded_hub import NoHubError, hub_endpoint
 from publisher.errors import NotFoundError, UsageError
 from publisher.manifests import generate as generate_manifest
-from publisher.manifests import parse_module, write_manifest
+from publisher.manifests import parse_module, registries_without_credentials
+from publisher.private_file import write_private
 from publisher.workspace import Workspace
 
 app = command_group("Deployment manifests for IoT Edge devices.")
@@ -71,32 +74,36 @@ def generate(
 ) -> None:
     """Make a manifest from images, with pull-only credentials, routes and images by digest."""
     workspace = Workspace.open()
-    requests = [parse_module(workspace, text) for text in modules]
-    if publish is not None and len(requests) > 1:
-        raise UsageError("--publish is for one module; make one manifest for each port")
-    requests = [
-        type(request)(request.name, request.image, labels_of(env, "--env"), publish) for request in requests
-    ]
+    if publish is not None and len(modules) > 1:
+        raise UsageError("--publish is for one module, and these are several", where="--publish")
+    if output_file is not None and not output_file.parent.is_dir():
+        raise UsageError(f"--output-file must be in a folder that is there, not in {output_file.parent}")
+    environment = labels_of(env, "--env")
+    requests = [replace(parse_module(workspace, text), env=environment, publish=publish) for text in modules]
     sources: list[CredentialSource] = []
     if registry_username is not None:
         password = password_of(from_stdin=password_stdin)
-        for registry in {request.image.credentials_host for request in requests}:
-            sources.append(GivenCredentials(registry, registry_username, lambda: password))
+        registries = {request.image.credentials_host for request in requests}
+        sources += [GivenCredentials(each, registry_username, password) for each in registries if each]
     else:
         try:
             sources.append(EmbeddedCredentials(hub_endpoint(workspace)))
         except NoHubError:
-            note("no hub, so no credentials: give a registry's own with --registry-username")
+            pass  # what that means is said about each registry below
     manifest = generate_manifest(
-        requests, routes=labels_of(route, "--route") if route else None, sources=tuple(sources)
+        requests, routes=labels_of(route, "--route") if route else None, sources=sources
     )
+    for registry in registries_without_credentials(manifest):
+        note(f"no credentials for {registry}: if it needs some, give its own with --registry-username")
     document = manifest.dump()
     if output_file is not None:
-        write_manifest(output_file, json.dumps(document, indent=2) + "\n")
+        write_private(output_file, json.dumps(document, indent=2) + "\n")
         note(f"manifest written to {output_file}: {_sizes(manifest)}")
         note(f"next: edgewright manifest apply {output_file} --device DEVICE")
-    else:
-        print(json.dumps(document if show else redact_document(document), indent=2))
+        return
+    print(json.dumps(document if show else redact_document(document), indent=2))
+    if manifest.credentials and not show:
+        note(f"passwords are shown as {MASK}: for a manifest to apply, give --output-file FILE")
 
 
 @app.command()
@@ -125,7 +132,9 @@ def check(
 def apply(
     file: ManifestArgument,
     *,
-    device: Annotated[str, typer.Option("--device", "-d", help="The device to set.")],
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="The device to set.", callback=check_device_id)
+    ],
     wait: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Wait until the device has finished.")
     ] = None,
@@ -137,13 +146,7 @@ def apply(
     With --wait, exit code 1 when the device did not come to the new release: it then runs what it ran before.
     """
     manifest = read_manifest(file)
-    errors = [finding for finding in manifest.check() if finding.severity is Severity.ERROR]
-    if errors:
-        raise ContractError(
-            f"{file} would not work: '{errors[0].where}' {errors[0].message}",
-            where=errors[0].where,
-            next_command=f"edgewright manifest check {file}",
-        )
+    _refuse_unusable(file, manifest)
     workspace = Workspace.open()
     client = hub_endpoint(workspace).client()
     client.apply_configuration(device, manifest.dump())
@@ -175,14 +178,40 @@ def read_manifest(file: Path) -> DeploymentManifest:
             where=str(file),
             next_command="edgewright manifest generate IMAGE --output-file FILE",
         ) from error
-    return DeploymentManifest.parse(text)
+    try:
+        return DeploymentManifest.parse(text)
+    except ContractError as error:
+        raise ContractError(
+            f"{file} is no deployment manifest: {error.message}", code=error.code, where=error.where
+        ) from error
+
+
+def _refuse_unusable(file: Path, manifest: DeploymentManifest) -> None:
+    """Refuse what `check` calls an error, and passwords that were printed masked; say the warnings."""
+    findings = manifest.check()
+    if errors := [finding for finding in findings if finding.severity is Severity.ERROR]:
+        raise ContractError(
+            f"{file} would not work: '{errors[0].where}' {errors[0].message}",
+            where=errors[0].where,
+            next_command=f"edgewright manifest check {file}",
+        )
+    for credential in manifest.credentials:
+        if credential.password.reveal() == MASK:
+            raise ContractError(
+                f"{file} holds {MASK} instead of the password for {credential.address}: it was printed, not "
+                "written with --output-file",
+                where=f"registryCredentials.{credential.id}.password",
+                next_command="edgewright manifest generate IMAGE --output-file FILE",
+            )
+    for finding in findings:
+        note(f"{finding.severity}: '{finding.where}' {finding.message}")
 
 
 def _size_document(manifest: DeploymentManifest) -> dict[str, Any]:
     return {
         "desiredBytes": manifest.desired_size_bytes(),
         "predictedReportedBytes": manifest.predicted_reported_size_bytes(),
-        "limitBytes": 32768,
+        "limitBytes": DESIRED_LIMIT_BYTES,
     }
 
 

@@ -44,21 +44,22 @@ def credentials(
     """Make pull-only credentials for one repository of the embedded registry."""
     workspace = Workspace.open()
     endpoint = hub_endpoint(workspace)
-    host = registry or (endpoint.address.registry if endpoint.address else "")
-    source = EmbeddedCredentials(endpoint, days * DAY_S)
-    credential = source.pull_credential(ImageRef.parse(f"{host}/{repository}"))
+    embedded = endpoint.address.registry if endpoint.address else ""
+    host = registry or embedded
+    name = ImageRef.parse(f"{host or 'localhost'}/{repository}").repository
+    credential = EmbeddedCredentials(endpoint, days * DAY_S).pull_credential(host, (name,))
     if credential is None:
         raise NoCredentialsError(
-            f"credentials can be made for the embedded registry alone, not for {host or 'this hub'!r}; "
-            "give that registry's own to manifest generate --registry-username",
+            f"credentials can be made for the embedded registry ({embedded or 'not used here'}) alone, not for "
+            f"{host or 'another hub'!r}; give that registry's own to manifest generate --registry-username",
             next_command="edgewright manifest generate --help",
         )
-    workspace.audit("registry credentials", f"{host}/{repository}", username=credential.username, days=days)
+    workspace.audit("registry credentials", f"{host}/{name}", username=credential.username, days=days)
     document = {
         "address": credential.address,
         "username": credential.username,
         "password": credential.password.reveal() if show else "***",
-        "repository": repository,
+        "repository": name,
         "actions": "pull",
         "expires": (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
