@@ -11,7 +11,7 @@ straight to the service REST API. Both are one interface, `HubClient`, and one b
     ├── HubNotFoundError           no such device, module or twin (404)
     ├── HubDeviceOfflineError      the device is not connected, or does not listen for methods (temporary)
     ├── HubConflictError           exists already, or was changed meanwhile (409, 412)
-    └── HubRequestRejectedError    the hub says that the request is wrong (400, 413), or it failed itself (5xx)
+    └── HubRequestRejectedError    the hub says that the request is wrong or too much, or it failed itself (5xx)
 """
 
 from __future__ import annotations
@@ -447,6 +447,9 @@ _STATUS_ERRORS: Mapping[int, type[HubClientError]] = {
 }
 _ERRORS_BY_NAME: Mapping[str, type[HubClientError]] = {
     "DeviceNotOnline": HubDeviceOfflineError,  # a 404 like that of a device which does not exist
+    # 403s that are not about who is asking.
+    "IotHubQuotaExceeded": HubRequestRejectedError,
+    "OperationNotAllowed": HubRequestRejectedError,
 }
 _NEXT_COMMANDS: Mapping[type[HubClientError], str] = {
     HubUnreachableError: "edgewright hub status",
