@@ -143,15 +143,15 @@ class Reconciler:
         log.error("the plan does not come to an end: %s", self.waiting)
 
     async def _collect_garbage(self) -> None:
-        """Once after every release: images that neither it, nor the one before, needs."""
+        """Once after every release: remove images that neither it, nor the one before, needs; quicken the others."""
         if not self._garbage or self.hands.record.attempt is not None or self.hands.pulls:
             return
         self._garbage = False
-        freed = await in_thread(
-            GARBAGE_TIMEOUT_S, self.hands.runtime.collect_garbage, self.hands.keep_images()
-        )
+        images = self.hands.keep_images()
+        freed = await in_thread(GARBAGE_TIMEOUT_S, self.hands.runtime.collect_garbage, images)
         if freed:
             log.info("removed images that no release needs: %d bytes", freed)
+        await in_thread(GARBAGE_TIMEOUT_S, self.hands.runtime.prepare_quick_start, images)
 
     async def round(self) -> bool:
         """One observation and the steps it asks for; whether anything was done."""

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_containers import sandbox, shim
+from edge_containers.bytecode import Compiler
 from edge_containers.image_model import Platform, StoredImage
 from edge_containers.instance import Instance
 from edge_containers.interpreter import Interpreter
@@ -62,6 +63,7 @@ NAMESPACES, LANDLOCK, UNISOLATED = "namespaces", "landlock", "unisolated"
 TIERS = (NAMESPACES, LANDLOCK, UNISOLATED)
 """From the most isolated to the least."""
 
+_PYTHON_LAYERS = ("dependencies", "runtime")
 HTTP_PORT_LABEL = "edgewright.http-port"
 _DOCKER_REGISTRY = "docker.io"
 _NAME = re.compile(r"[A-Za-z0-9_$][A-Za-z0-9_.$-]{0,127}")
@@ -119,6 +121,7 @@ class ProcessRuntime:
             folder.chmod(0o755)
         self.store = ContentStore(self.root / "oci")
         self._ports = PublicPorts(self.root / "ports.json", port_range)
+        self._compiler = Compiler()
         self._images_lock = threading.RLock()
         self._probe_lock = threading.RLock()
         self._interpreter: Interpreter | None = None
@@ -354,6 +357,12 @@ class ProcessRuntime:
             freed = self._delete_layers({layer.hex for image in images for layer in image.layers.values()})
             self._delete_leftovers()
             return freed + self.store.collect_garbage([image.digest for image in images])
+
+    def prepare_quick_start(self, images: Iterable[ImageRef]) -> None:
+        prepared = [image for image in map(self._find_image, images) if image is not None]
+        layers = {image.layers[role].hex for image in prepared for role in _PYTHON_LAYERS}
+        folders = [self._layers / name for name in sorted(layers)]
+        self._compiler.start(self._ask_interpreter().executable, folders)
 
     def _delete_layers(self, kept: set[str]) -> int:
         freed = 0

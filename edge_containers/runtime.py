@@ -240,3 +240,6 @@ class ModuleRuntime(Protocol):
 
     def collect_garbage(self, keep_images: Iterable[ImageRef]) -> int:
         """Delete every image but these and those of existing instances; returns the bytes freed."""
+
+    def prepare_quick_start(self, images: Iterable[ImageRef]) -> None:
+        """Do, in the background and at the lowest priority, what makes these images' next start quicker."""
