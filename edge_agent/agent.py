@@ -41,6 +41,7 @@ from edge_contracts.messages import Message
 from edge_contracts.reported import ClientReport
 from edge_contracts.routes import Route
 
+EDGE_HUB_START_S = 10.0
 EDGE_HUB_RETRY_S = 10.0
 HOUSEKEEPING_S = 60.0
 PROBE_TIMEOUT_S = 60.0
@@ -141,6 +142,7 @@ class Agent:
         self._hub_number = 0
         self._routes_problem: ContractError | None = None
         self._edge_hub_problem = ""
+        self._edge_hub_up = asyncio.Event()
         self._clients: dict[str, ClientReport] = {}
         self._tier = RuntimeReport("", "", "not probed yet")
         hands = Hands(runtime, identities, local_hub, store, self._pull_ended, store.load_record())
@@ -245,6 +247,7 @@ class Agent:
                 self._edge_hub_problem = problem
                 await asyncio.sleep(EDGE_HUB_RETRY_S)
         self._edge_hub_problem = ""
+        self._edge_hub_up.set()
         self._report()
         await asyncio.Event().wait()
 
@@ -373,6 +376,16 @@ class Agent:
             )
         if self._edge_hub_problem:
             raise ControlError(self._edge_hub_problem, code="edge-hub", next_command="edge-agent check")
+        try:
+            # An agent that has just started answers commands before its edge hub listens.
+            await asyncio.wait_for(self._edge_hub_up.wait(), EDGE_HUB_START_S)
+        except TimeoutError as error:
+            raise ControlError(
+                f"the edge hub is not running after {EDGE_HUB_START_S:g} s",
+                code="edge-hub",
+                temporary=True,
+                next_command="edge-agent check",
+            ) from error
         properties = {str(key): str(value) for key, value in dict(request.get("properties") or {}).items()}
         message = Message(body=body, content_type=request.get("contentType"), properties=properties)
         return {"endpoints": await self._local_hub.publish_local(message)}

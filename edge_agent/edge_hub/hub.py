@@ -90,7 +90,7 @@ class EdgeHub:
         self._pumps: dict[str, Pump] = {}
         self._counts: Counter[str] = Counter()
         self._store: MessageStore | None = None
-        self._store_thread = ThreadPoolExecutor(1, "edge-hub-store")
+        self._store_thread: ThreadPoolExecutor | None = None
         self._server: MqttServer | None = None
         self._tls: ssl.SSLContext | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -107,21 +107,24 @@ class EdgeHub:
         """Make certificates where needed, open the store, listen, and go on with what waits.
 
         Raises:
-            CertificateError, OSError, HubError: it cannot listen or has no certificates; nothing stays open.
+            CertificateError, OSError, HubError: it cannot listen or has no certificates; nothing stays open, and it
+                may be started again.
         """
         await self._make_certificates()
         folder = self._certificate_folder
         self._tls = server_ssl_context(folder / "server.pem", folder / "server.key")
+        self._store_thread = ThreadPoolExecutor(1, "edge-hub-store")
         path = self._config.state_dir / "messages.db"
         self._store = await self._in_store_thread(partial(MessageStore, path, self._config.store_max_bytes))
-        self._server = MqttServer(
+        server = MqttServer(
             self._sessions, host=self._config.host, port=self._config.port, ssl_context=self._tls
         )
         try:
-            await self._server.start()
+            await server.start()
         except BaseException:
             await self._close_store()
             raise
+        self._server = server
         for endpoint in await self._in_store_thread(self._store.endpoints):
             self._pump(endpoint)
         self._renewal = asyncio.create_task(self._renew_certificates())
@@ -268,7 +271,9 @@ class EdgeHub:
         if self._store is not None:
             await self._in_store_thread(self._store.close)
             self._store = None
-        self._store_thread.shutdown(wait=False)
+        if self._store_thread is not None:
+            self._store_thread.shutdown(wait=False)
+            self._store_thread = None
 
     @property
     def _certificate_folder(self) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import os
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from azure.iot.device import IoTHubModuleClient
 from azure.iot.device import Message as SdkMessage
 
 from edge_agent.edge_hub import EdgeHub, EdgeHubConfig
+from edge_contracts.errors import HubError
 from edge_contracts.messages import Message
 from edge_contracts.routes import Route
 
@@ -154,3 +156,17 @@ def signed(key: str, data: bytes) -> str:
     from edge_contracts.sas import sign
 
     return sign(key, data)
+
+
+def test_an_edge_hub_whose_address_was_taken_starts_once_it_is_free(tmp_path: Path) -> None:
+    async def main() -> None:
+        host = next(ADDRESSES)
+        config = EdgeHubConfig(host, "hub.example", "d", tmp_path)
+        hub = EdgeHub(config, KEYS.get, Upstream())
+        with socket.create_server((host, 8883)), pytest.raises(HubError, match=f"{host}.*8883"):
+            await hub.start()
+        await hub.start()
+        assert (await hub.stats()).waiting == {}
+        await hub.stop()
+
+    asyncio.run(main())
