@@ -7,6 +7,7 @@ verified source, written by the agent's user: who can change it can change the a
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,19 @@ from pathlib import Path
 MARK = ".compiled"
 # At the lowest priority: the modules that score come first. compileall writes each file by rename. It works from inside
 # the layer, so that a layer removed meanwhile (renamed, then deleted) cannot come back in part; the import system puts
-# the real path into code that it loads.
+# the real path into code that it loads. It does not outlive the process that started it.
 _PROGRAM = """
 import compileall, os, sys
 from pathlib import Path
 from py_compile import PycInvalidationMode
+parent, *folders = sys.argv[1:]
 os.nice(19)
-for folder in sys.argv[1:]:
+for folder in folders:
     os.chdir(folder)
-    compileall.compile_dir(".", quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+    for path in Path(".").rglob("*.py"):
+        if os.getppid() != int(parent):
+            sys.exit(1)
+        compileall.compile_file(path, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
     Path(".compiled").touch()
 """
 
@@ -39,7 +44,7 @@ class Compiler:
         if not waiting or (self._process is not None and self._process.poll() is None):
             return
         self._process = subprocess.Popen(
-            [interpreter, "-I", "-S", "-c", _PROGRAM, *waiting],
+            [interpreter, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), *waiting],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_contracts.errors import EdgewrightError
+from edge_contracts.errors import EdgewrightError, PublishError
 from publisher.agents import local_agents, stop_device
 from publisher.devices import read_rollout
 from publisher.embedded_hub import CONNECTION_STRING_VARIABLE, EmbeddedHub, hub_endpoint
@@ -21,6 +23,7 @@ from publisher.workspace import Workspace
 
 # In a folder that the demo made; only such a folder is ever removed.
 DEMO_MARK = "demo"
+REMOVE_TIMEOUT_S = 5.0
 # Each costs a request.
 DEVICES_SHOWN = 20
 
@@ -82,9 +85,24 @@ def tear_down(workspace: Workspace) -> TornDown:
         raise failures[0]
     removed = None
     if (workspace.state / DEMO_MARK).exists():
-        shutil.rmtree(workspace.root)
+        _remove(workspace.root)
         removed = workspace.root
     return TornDown(running, modules, hub, removed)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which something that was just told to end may still be writing."""
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    while True:
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                raise PublishError(
+                    f"{folder} could not be removed: {error}", code="remove", where=str(folder)
+                ) from error
+            time.sleep(0.1)
 
 
 def _devices(client: HubClient) -> dict[str, str]:
