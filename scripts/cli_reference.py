@@ -71,9 +71,7 @@ def edge_agent_commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     yield from _subparsers("edge-agent", edge_agent_parser())
 
 
-def _subparsers(
-    name: str, parser: argparse.ArgumentParser
-) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def _subparsers(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not groups:
         yield name, parser
@@ -87,7 +85,9 @@ def page() -> str:
     parts = [HEAD, "## edgewright\n"]
     parts += [_click_section(name, command) for name, command in edgewright_commands()]
     parts.append("## edge-agent\n")
-    parts.append("`--config FILE` names the settings (else `$EDGE_AGENT_CONFIG`, else /etc/edge-agent/config.toml).\n")
+    parts.append(
+        "`--config FILE` names the settings (else `$EDGE_AGENT_CONFIG`, else /etc/edge-agent/config.toml).\n"
+    )
     parts += [_argparse_section(name, parser) for name, parser in edge_agent_commands()]
     return "\n".join(parts)
 
