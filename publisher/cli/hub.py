@@ -40,6 +40,7 @@ MqttPortOption = Annotated[int, typer.Option(help="Device SDKs know no other MQT
 HttpsPortOption = Annotated[int, typer.Option(help="Port of the service REST API.")]
 RegistryPortOption = Annotated[int, typer.Option(help="Port of the image registry.")]
 LONGEST_WAIT_S = 30.0
+FIRST_ADDRESS = HubAddress()
 
 
 def _as_before(default: object) -> str:
@@ -50,16 +51,16 @@ def _as_before(default: object) -> str:
 def start(
     *,
     host: Annotated[
-        str | None, typer.Option(help=f"Loopback address to listen on; {_as_before(HubAddress.host)}")
+        str | None, typer.Option(help=f"Loopback address to listen on; {_as_before(FIRST_ADDRESS.host)}")
     ] = None,
     mqtt_port: Annotated[
-        int | None, typer.Option(help=f"MQTT; device SDKs know no other than {HubAddress.mqtt_port}.")
+        int | None, typer.Option(help=f"MQTT; device SDKs know no other than {FIRST_ADDRESS.mqtt_port}.")
     ] = None,
     https_port: Annotated[
-        int | None, typer.Option(help=f"Service REST API; {_as_before(HubAddress.https_port)}")
+        int | None, typer.Option(help=f"Service REST API; {_as_before(FIRST_ADDRESS.https_port)}")
     ] = None,
     registry_port: Annotated[
-        int | None, typer.Option(help=f"Image registry; {_as_before(HubAddress.registry_port)}")
+        int | None, typer.Option(help=f"Image registry; {_as_before(FIRST_ADDRESS.registry_port)}")
     ] = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
@@ -69,7 +70,8 @@ def start(
     given = {"host": host, "mqtt_port": mqtt_port, "https_port": https_port, "registry_port": registry_port}
     # Manifests and devices hold the address, so it stays unless another one is asked for.
     address = replace(
-        hub.status().address or HubAddress(), **{key: each for key, each in given.items() if each is not None}
+        hub.status().address or FIRST_ADDRESS,
+        **{key: each for key, each in given.items() if each is not None},
     )
     with progress("starting the hub"):
         status = hub.start(address)
