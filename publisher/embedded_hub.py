@@ -50,6 +50,13 @@ class NoHubError(HubError):
     code = "no-hub"
 
 
+class HubStoppedError(HubError):
+    """The workspace's hub is not running."""
+
+    code = "hub-stopped"
+    temporary = True
+
+
 @dataclass(frozen=True, slots=True)
 class HubAddress:
     """Where an embedded hub listens."""
@@ -220,9 +227,15 @@ class HubEndpoint:
     connection_string: Secret
     ca_file: Path | None
     address: HubAddress | None
+    is_running: bool = True
 
     def client(self) -> HubClient:
-        """The service client for this hub."""
+        """The service client for this hub.
+
+        Raises:
+            HubStoppedError: it is the embedded one, and that does not run.
+        """
+        self._check_running()
         return connect(self.connection_string.reveal(), ca_file=self.ca_file)
 
     def extras(self) -> EmbeddedHubClient:
@@ -230,13 +243,22 @@ class HubEndpoint:
 
         Raises:
             NoHubError: this is another hub.
+            HubStoppedError: it does not run.
         """
         if self.address is None:
             raise NoHubError(
                 f"this needs the embedded hub, and {CONNECTION_STRING_VARIABLE} names another one",
                 next_command=f"unset {CONNECTION_STRING_VARIABLE}; edgewright hub start",
             )
+        self._check_running()
         return EmbeddedHubClient(self.connection_string.reveal(), self.ca_file)
+
+    def _check_running(self) -> None:
+        if not self.is_running:
+            raise HubStoppedError(
+                f"the hub of this workspace is stopped; it listened on {self.address}",
+                next_command="edgewright hub start",
+            )
 
 
 def hub_endpoint(workspace: Workspace) -> HubEndpoint:
@@ -256,7 +278,7 @@ def hub_endpoint(workspace: Workspace) -> HubEndpoint:
     status = hub.status()
     if status.address is not None and hub.connection_string_file.exists():
         text = hub.connection_string_file.read_text(encoding="utf-8").strip()
-        return HubEndpoint(Secret(text), hub.ca_file, status.address)
+        return HubEndpoint(Secret(text), hub.ca_file, status.address, is_running=status.pid is not None)
     if status.pid is not None:
         raise NoHubError(
             f"the hub runs (process {status.pid}), but its data in {hub.data_dir} is gone: stop it, then start it anew",

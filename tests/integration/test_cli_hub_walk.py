@@ -187,10 +187,9 @@ def test_hub_starts_stops_and_starts_again_where_it_was(new_user: Callable[[], U
     assert user.type("hub", "stop").err.strip() == "hub stopped"
     assert not listens(user.host, 8883)
     assert user.run("hub", "stop").err.strip() == "hub was not running"
-    unreachable = user.fail(
-        "device", "list", says=(started["https"].removeprefix("https://"), "cannot be reached")
-    )
-    assert "next: edgewright hub status" in unreachable.err
+    https_port = started["https"].rpartition(":")[2]
+    stopped = user.fail("device", "list", says=("is stopped", user.host, https_port))
+    assert "next: edgewright hub start" in stopped.err
 
     again = user.type("hub", "start", "--json").document
     assert {**again, "pid": 0} == {**started, "pid": 0}, "devices and manifests hold the address"
@@ -218,6 +217,50 @@ def test_hub_does_not_start_beside_another_workspaces_on_one_address(
     other.fail("hub", "start", *options, says=(f"MQTT on {user.host}:8883",))
     assert other.hub.status().pid is None
     assert user.hub.status().pid is not None
+
+
+def test_two_starts_at_once_make_one_hub(new_user: Callable[[], User]) -> None:
+    user = new_user()
+    starts = [
+        subprocess.Popen(
+            user.command("hub", "start", "--host", user.host, "--json"),
+            cwd=user.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [(*start.communicate(timeout=TIMEOUT_S), start.returncode) for start in starts]
+    assert [code for *_, code in ended] == [0, 0], ended
+    assert len({json.loads(out)["pid"] for out, *_ in ended}) == 1
+
+
+def test_hub_without_a_workspace_runs_until_it_is_asked_to_end(tmp_path: Path) -> None:
+    words = ("hub", "serve", "--data", str(tmp_path / "data"), "--host", free_loopback_address(), "--json")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        busy = subprocess.run(
+            User.command("hub", "serve", "--data", str(tmp_path / "none"), "--https-port", port),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (busy.returncode, busy.stdout) == (1, "")
+    assert f"error: cannot listen for HTTPS on 127.0.0.1:{port}" in busy.stderr
+    assert not (tmp_path / "none").exists()
+
+    hub = subprocess.Popen(User.command(*words), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert hub.stdout is not None
+        assert json.loads(hub.stdout.readline())["ready"]
+        hub.send_signal(signal.SIGTERM)
+        assert hub.wait(20) == 0
+    finally:
+        hub.kill()
+        hub.communicate()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::1", ""])
@@ -608,6 +651,12 @@ def test_hub_of_the_environment_is_used_and_its_mistakes_are_named(user: User) -
     ca_file = {"EDGEWRIGHT_HUB_CA_FILE": str(user.hub.ca_file)}
     assert "edge-1" in user.run("device", "list", **{variable: own}, **ca_file).out
     user.fail("device", "list", says=("cannot be trusted", user.host), **{variable: own})
+    away = own.replace(":8443;", ":1;")
+    down = user.fail(
+        "device", "list", says=(f"{user.host}:1 cannot be reached",), **{variable: away}, **ca_file
+    )
+    assert "next: edgewright hub status" in down.err
+    assert "another hub" in user.run("hub", "status", **{variable: own}).err
     user.fail("device", "list", code=2, says=(variable, "HostName"), **{variable: "SharedAccessKey=c2VjcmV0"})
     user.fail("hub", "monitor", says=(variable,), **{variable: own}, **ca_file)
     user.fail("registry", "credentials", "digits", says=("embedded registry",), **{variable: own}, **ca_file)
