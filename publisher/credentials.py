@@ -55,7 +55,7 @@ class EmbeddedCredentials:
     life_s: int = DEFAULT_LIFE_S
 
     def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> RegistryCredential | None:
-        if not self._is_embedded(registry):
+        if not self.covers(registry):
             return None
         if len(repositories) > 1:
             raise NoCredentialsError(
@@ -72,12 +72,13 @@ class EmbeddedCredentials:
         """For pushing to the embedded registry; None for any other."""
         from edge_containers.registry_client import BasicCredentials
 
-        if not self._is_embedded(registry):
+        if not self.covers(registry):
             return None
         identity = ConnectionString.parse(self.endpoint.connection_string.reveal())
         return BasicCredentials(str(identity.shared_access_key_name), Secret(service_token(identity)))
 
-    def _is_embedded(self, registry: str) -> bool:
+    def covers(self, registry: str) -> bool:
+        """Whether it is the embedded registry."""
         address = self.endpoint.address
         return address is not None and registry.lower() == address.registry.lower()
 

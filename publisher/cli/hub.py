@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,12 @@ def start(
 ) -> None:
     """Start the hub in the background and wait until it answers."""
     hub = EmbeddedHub(Workspace.open())
-    given = {"host": host, "mqtt_port": mqtt_port, "https_port": https_port, "registry_port": registry_port}
+    given: dict[str, Any] = {
+        "host": host,
+        "mqtt_port": mqtt_port,
+        "https_port": https_port,
+        "registry_port": registry_port,
+    }
     # Manifests and devices hold the address, so it stays unless another one is asked for.
     address = replace(
         hub.status().address or FIRST_ADDRESS,

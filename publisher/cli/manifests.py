@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +30,8 @@ from publisher.credentials import CredentialSource, EmbeddedCredentials, GivenCr
 from publisher.devices import check_device_id, wait_for_rollout
 from publisher.embedded_hub import NoHubError, hub_endpoint
 from publisher.errors import NotFoundError, UsageError
+from publisher.manifests import ModuleRequest, parse_module, registries_without_credentials
 from publisher.manifests import generate as generate_manifest
-from publisher.manifests import parse_module, registries_without_credentials
 from publisher.private_file import write_private
 from publisher.workspace import Workspace
 
@@ -62,7 +63,7 @@ def generate(
         str | None, typer.Option(metavar="[HOST:]PORT", help="Port on the device; a free one by default.")
     ] = None,
     registry_username: Annotated[
-        str | None, typer.Option(help="User of a registry that is not the embedded one.")
+        str | None, typer.Option(help="User of the one registry that is not the embedded one.")
     ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read that user's password from stdin.")
@@ -81,15 +82,12 @@ def generate(
     environment = labels_of(env, "--env")
     requests = [replace(parse_module(workspace, text), env=environment, publish=publish) for text in modules]
     sources: list[CredentialSource] = []
+    embedded = _embedded_credentials(workspace)
     if registry_username is not None:
-        password = password_of(from_stdin=password_stdin)
-        registries = {request.image.credentials_host for request in requests}
-        sources += [GivenCredentials(each, registry_username, password) for each in registries if each]
-    else:
-        try:
-            sources.append(EmbeddedCredentials(hub_endpoint(workspace)))
-        except NoHubError:
-            pass  # what that means is said about each registry below
+        registry = _given_registry(requests, embedded)
+        sources.append(GivenCredentials(registry, registry_username, password_of(from_stdin=password_stdin)))
+    if embedded is not None:
+        sources.append(embedded)
     manifest = generate_manifest(
         requests, routes=labels_of(route, "--route") if route else None, sources=sources
     )
@@ -184,6 +182,30 @@ def read_manifest(file: Path) -> DeploymentManifest:
         raise ContractError(
             f"{file} is no deployment manifest: {error.message}", code=error.code, where=error.where
         ) from error
+
+
+def _embedded_credentials(workspace: Workspace) -> EmbeddedCredentials | None:
+    try:
+        return EmbeddedCredentials(hub_endpoint(workspace))
+    except NoHubError:
+        return None
+
+
+def _given_registry(requests: Sequence[ModuleRequest], embedded: EmbeddedCredentials | None) -> str:
+    """The one registry that --registry-username is for: a password must not get to any other.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    registries = {host for request in requests if (host := request.image.credentials_host)}
+    meant = {host for host in registries if embedded is None or not embedded.covers(host)} or registries
+    if len(meant) != 1:
+        found = " and ".join(sorted(meant)) or "none"
+        raise UsageError(
+            f"--registry-username is for one registry, and these images are from {found}",
+            where="--registry-username",
+        )
+    return meant.pop()
 
 
 def _refuse_unusable(file: Path, manifest: DeploymentManifest) -> None:

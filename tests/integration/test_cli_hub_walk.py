@@ -26,6 +26,7 @@ from edge_containers.image_model import Platform
 from edge_containers.registry_client import BasicCredentials, RegistryClient
 from edge_containers.store import ContentStore
 from edge_contracts.image_ref import ImageRef
+from edge_contracts.manifest import DeploymentManifest
 from edge_contracts.redact import Secret
 from edge_contracts.sas import ConnectionString
 from publisher.agents import start_agent
@@ -508,6 +509,25 @@ def test_unknown_setting_is_named(new_user: Callable[[], User]) -> None:
 
 
 # Registry credentials.
+
+
+def test_given_password_goes_to_its_own_registry_alone(user: User, pushed: ImageRef) -> None:
+    others = [f"{name}={name}.example/{name}@{pushed.digest}" for name in ("one", "two")]
+    given = ("--registry-username", "me", "--password-stdin", "--output-file", "mixed.json")
+    user.run("manifest", "generate", "digits:1", others[0], *given, stdin="my-pass-word\n")
+    mixed = DeploymentManifest.parse((user.folder / "mixed.json").read_bytes())
+    password = {credential.address: credential.password.reveal() for credential in mixed.credentials}
+    assert password.keys() == {user.registry, "one.example"}
+    assert password["one.example"] == "my-pass-word"
+    assert password[user.registry] != "my-pass-word"
+
+    words = ("manifest", "generate", "digits:1", *others, *given)
+    refused = user.fail(*words, code=2, stdin="my-pass-word\n", says=("one.example and two.example",))
+    assert "my-pass-word" not in refused.err
+
+    bare = user.run("manifest", "generate", "digits:1", others[0], "--output-file", "bare.json")
+    assert "no credentials for one.example" in bare.err
+    assert user.registry not in bare.err
 
 
 def test_credentials_pull_and_do_not_push(user: User, pushed: ImageRef, tmp_path: Path) -> None:
