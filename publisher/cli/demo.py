@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +21,7 @@ from publisher.workspace import Workspace
 
 app = command_group("The demo.")
 
-TICK_S = 1.0
+FIRST_LINE_S, NEXT_LINE_S = 1.0, 5.0
 
 
 @app.command()
@@ -32,6 +35,7 @@ def demo(
     edge_hub_host: Annotated[
         str, typer.Option(help="Loopback address of the device's own hub.")
     ] = "127.0.0.2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Take a real model from file to scores on a device, on this machine: train, build, push, deploy, score, update."""
     if directory.exists() and any(directory.iterdir()):
@@ -49,7 +53,10 @@ def demo(
         if not keep:
             _clean_up(workspace)
         raise
-    _print_table(results)
+    if as_json:
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        _print_table(results)
     if keep:
         note(f"left running in {directory}; look around with: cd {directory}; edgewright status")
         note(f"next: edgewright down {directory}")
@@ -64,8 +71,8 @@ def _walk(walk: Walk) -> list[StepResult]:
         with _Ticking(f"{number:2}/{len(steps)} {title}"):
             result = walk.perform(title, step)
         results.append(result)
-        print(f"{number:2}/{len(steps)} {title}: {result.seconds:.1f} s")
-        print(f"      {result.found}", flush=True)
+        note(f"{number:2}/{len(steps)} {title}: {result.seconds:.1f} s")
+        note(f"      {result.found}")
     return results
 
 
@@ -91,10 +98,10 @@ class _Ticking:
         self._thread.join()
 
     def _run(self) -> None:
-        seconds = TICK_S
-        while not self._done.wait(TICK_S if seconds == TICK_S else 5 * TICK_S):
-            note(f"{self._label} … {seconds:.0f} s")
-            seconds += 5 * TICK_S if seconds > TICK_S else 4 * TICK_S + TICK_S
+        started, pause = time.monotonic(), FIRST_LINE_S
+        while not self._done.wait(pause):
+            note(f"{self._label} … {time.monotonic() - started:.0f} s")
+            pause = NEXT_LINE_S
 
 
 def _print_table(results: Sequence[StepResult]) -> None:
