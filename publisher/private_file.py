@@ -14,7 +14,10 @@ def write_private(path: Path, text: str) -> None:
     Raises:
         PublishError: it cannot be written; what was there stays.
     """
-    scratch = path.with_name(f".{path.name}.new")
+    target = path.resolve()  # a link stays one
+    if target.exists() and not target.is_file():
+        raise PublishError(f"{path} cannot be written: it is no file", code="file", where=str(path))
+    scratch = target.with_name(f".{target.name}.new")
     try:
         scratch.unlink(missing_ok=True)  # one that a killed command left may have any mode
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -22,7 +25,7 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(path)
+        scratch.replace(target)
     except OSError as error:
         raise PublishError(
             f"{path} cannot be written: {error.strerror or error}", code="file", where=str(path)

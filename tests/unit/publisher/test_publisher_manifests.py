@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,3 +255,21 @@ def test_private_file_is_its_owners_alone_even_over_a_public_one(tmp_path: Path)
 def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with refused(PublishError, str(tmp_path / "none" / "manifest.json"), "No such file"):
         write_private(tmp_path / "none" / "manifest.json", "new")
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder, Path("/dev/null")):
+        with refused(PublishError, str(path), "no file"):
+            write_private(path, "new")
+    assert pipe.is_fifo()
+
+
+def test_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_private(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
