@@ -21,6 +21,7 @@ from edge_contracts.redact import redact_text
 SOCKET = "control.sock"
 LINE_LIMIT = 1024 * 1024
 TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 1.0
 PARALLEL_CALLS = 8
 
 Operation = Callable[[Mapping[str, Any]], Awaitable[Any]]
@@ -46,6 +47,7 @@ class ControlServer:
         self._operations = operations
         self._server: asyncio.Server | None = None
         self._slots = asyncio.Semaphore(PARALLEL_CALLS)
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen; a socket left by an agent that was killed is replaced (the folder's lock is ours)."""
@@ -61,13 +63,19 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE_LIMIT)
 
     async def stop(self) -> None:
-        """Stop listening and take the socket away."""
+        """Stop listening, let calls that are being answered end, and take the socket away."""
         if self._server is not None:
             self._server.close()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=STOP_TIMEOUT_S)
         with suppress(OSError):
             (self._state_dir / SOCKET).unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
         try:
             async with self._slots, asyncio.timeout(TIMEOUT_S):
                 answer = await self._answer(await reader.readline())
@@ -77,6 +85,8 @@ class ControlServer:
             pass  # the caller went away, or sent no line
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:

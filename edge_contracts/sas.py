@@ -152,7 +152,7 @@ class ConnectionString:
                 where, "expected DeviceId (a device) or SharedAccessKeyName (a service), not both"
             )
         _key_bytes(values["shared_access_key"])
-        host, port = _split_port(where, values.pop("host_name"))
+        host, port = split_authority(values.pop("host_name"), where=where)
         key = Secret(values.pop("shared_access_key"))
         return cls(host_name=host, port=port, shared_access_key=key, **values)
 
@@ -202,7 +202,12 @@ def _pair(part: str, separator: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _split_port(where: str, host: str) -> tuple[str, int | None]:
+def split_authority(host: str, *, where: str = "host") -> tuple[str, int | None]:
+    """`host` or `host:port` in its parts; an IPv6 address is in brackets.
+
+    Raises:
+        ContractError: code `connection-string`: the port is none.
+    """
     name, colon, digits = host.rpartition(":")
     if not colon or host.endswith("]") or (":" in name and not name.endswith("]")):
         return host, None

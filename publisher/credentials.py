@@ -18,7 +18,6 @@ from edge_contracts.errors import PublishError
 from edge_contracts.image_ref import ImageRef
 from edge_contracts.manifest import RegistryCredential
 from edge_contracts.redact import Secret
-from edge_contracts.sas import ConnectionString
 from publisher.embedded_hub import HubEndpoint
 from publisher.hub_client import service_token
 
@@ -74,7 +73,7 @@ class EmbeddedCredentials:
 
         if not self.covers(registry):
             return None
-        identity = ConnectionString.parse(self.endpoint.connection_string.reveal())
+        identity = self.endpoint.policy
         return BasicCredentials(str(identity.shared_access_key_name), Secret(service_token(identity)))
 
     def covers(self, registry: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_contracts.errors import PublishError
 from edge_contracts.release import ReleaseResult
-from edge_contracts.sas import ConnectionString
+from edge_contracts.sas import ConnectionString, split_authority
 from publisher.embedded_hub import HubEndpoint
 from publisher.errors import UsageError
 from publisher.hub_client import DeviceIdentity, HubClient
@@ -61,9 +61,9 @@ class AgentConfig:
 
 def device_connection_string(endpoint: HubEndpoint, device: DeviceIdentity) -> ConnectionString:
     """What the device presents; without the service's port: devices have MQTT's 8883 and `https_port`."""
-    service = ConnectionString.parse(endpoint.connection_string.reveal())
+    host_name, _ = split_authority(endpoint.authority)
     return ConnectionString(
-        host_name=service.host_name, device_id=device.device_id, shared_access_key=device.primary_key
+        host_name=host_name, device_id=device.device_id, shared_access_key=device.primary_key
     )
 
 
@@ -82,12 +82,12 @@ def write_agent_config(
     if endpoint.ca_file is not None:
         ca_file = directory / "hub-ca.pem"
         write_private(ca_file, endpoint.ca_file.read_text(encoding="utf-8"))
-    service = ConnectionString.parse(endpoint.connection_string.reveal())
+    _, https_port = split_authority(endpoint.authority)
     # The settings last: a folder that has them has the rest, too.
     write_private(
         directory / "config.toml",
         _AGENT_CONFIG.format(
-            https_port=service.port or 443,
+            https_port=https_port or 443,
             ca_line='ca_file = "hub-ca.pem"' if ca_file else '# ca_file = "hub-ca.pem"',
             python=json.dumps(python, ensure_ascii=False),  # a JSON string is a TOML string
             edge_hub_host=json.dumps(edge_hub_host, ensure_ascii=False),

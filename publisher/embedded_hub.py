@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_contracts.errors import HubError
 from edge_contracts.redact import Secret, redact_text
+from edge_contracts.sas import ConnectionString
 from publisher.embedded_hub_client import EmbeddedHubClient
 from publisher.hub_client import HubClient, connect, service_identity
 from publisher.processes import (
@@ -30,10 +31,12 @@ from publisher.processes import (
     terminate,
     write_record,
 )
+from publisher.signed_in import SignedIn, sign_in
 from publisher.workspace import Workspace
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
+HOST_VARIABLE = "EDGEWRIGHT_HUB_HOST"
 CONNECTION_STRING_VARIABLE = "EDGEWRIGHT_HUB_CONNECTION_STRING"
 CA_FILE_VARIABLE = "EDGEWRIGHT_HUB_CA_FILE"
 
@@ -224,10 +227,28 @@ def _check_host(host: str) -> None:
 class HubEndpoint:
     """How a workspace reaches its hub; `address` is set for the embedded one."""
 
-    connection_string: Secret
+    access: Secret | SignedIn
+    """A policy's connection string, or who is signed in to Azure."""
+
     ca_file: Path | None
     address: HubAddress | None
     is_running: bool = True
+
+    @property
+    def authority(self) -> str:
+        """`host` or `host:port` of its service API."""
+        return self.access.host if isinstance(self.access, SignedIn) else self.policy.authority
+
+    @property
+    def policy(self) -> ConnectionString:
+        """The policy whose key opens the hub.
+
+        Raises:
+            NoHubError: there is none: somebody is signed in.
+        """
+        if isinstance(self.access, SignedIn):
+            raise NoHubError(f"hub {self.access.host} is used by signing in, without a policy's key")
+        return ConnectionString.parse(self.access.reveal())
 
     def client(self) -> HubClient:
         """The service client for this hub.
@@ -236,7 +257,8 @@ class HubEndpoint:
             HubStoppedError: it is the embedded one, and that does not run.
         """
         self._check_running()
-        return connect(self.connection_string.reveal(), ca_file=self.ca_file)
+        access = self.access if isinstance(self.access, SignedIn) else self.access.reveal()
+        return connect(access, ca_file=self.ca_file)
 
     def extras(self) -> EmbeddedHubClient:
         """What only the embedded hub offers.
@@ -247,11 +269,11 @@ class HubEndpoint:
         """
         if self.address is None:
             raise NoHubError(
-                f"this needs the embedded hub, and {CONNECTION_STRING_VARIABLE} names another one",
-                next_command=f"unset {CONNECTION_STRING_VARIABLE}; edgewright hub start",
+                f"this needs the embedded hub, and the environment names another one: {self.authority}",
+                next_command=f"unset {CONNECTION_STRING_VARIABLE} {HOST_VARIABLE}; edgewright hub start",
             )
         self._check_running()
-        return EmbeddedHubClient(self.connection_string.reveal(), self.ca_file)
+        return EmbeddedHubClient(self.policy.format(), self.ca_file)
 
     def _check_running(self) -> None:
         if not self.is_running:
@@ -262,18 +284,22 @@ class HubEndpoint:
 
 
 def hub_endpoint(workspace: Workspace) -> HubEndpoint:
-    """The hub that this workspace uses: $EDGEWRIGHT_HUB_CONNECTION_STRING, else its embedded hub.
+    """The hub that this workspace uses.
 
-    A hub whose certificate is not of a public authority has that in $EDGEWRIGHT_HUB_CA_FILE.
+    $EDGEWRIGHT_HUB_CONNECTION_STRING, else $EDGEWRIGHT_HUB_HOST by signing in to Azure, else its embedded hub. A hub whose certificate is not of a public authority has that in $EDGEWRIGHT_HUB_CA_FILE.
 
     Raises:
         NoHubError: neither is there, or the running hub's data is gone.
         ContractError: the variable holds no connection string of a service.
+        SignInError: signing in needs a package that is not installed.
     """
+    named_ca = os.environ.get(CA_FILE_VARIABLE)
+    ca_file = Path(named_ca) if named_ca else None
     if named := os.environ.get(CONNECTION_STRING_VARIABLE):
         service_identity(named, where=CONNECTION_STRING_VARIABLE)
-        ca_file = os.environ.get(CA_FILE_VARIABLE)
-        return HubEndpoint(Secret(named), Path(ca_file) if ca_file else None, None)
+        return HubEndpoint(Secret(named), ca_file, None)
+    if host := os.environ.get(HOST_VARIABLE):
+        return HubEndpoint(sign_in(host), ca_file, None)
     hub = EmbeddedHub(workspace)
     status = hub.status()
     if status.address is not None and hub.connection_string_file.exists():

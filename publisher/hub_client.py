@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlencode
@@ -34,6 +35,7 @@ import urllib3
 from edge_contracts.errors import ContractError, PublishError
 from edge_contracts.redact import Secret, redact_text
 from edge_contracts.sas import ConnectionString, make_sas
+from publisher.signed_in import SignedIn, sign_in_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,19 +150,20 @@ class HubClient(Protocol):
     ) -> MethodResult: ...
 
 
-def connect(connection_string: str, *, ca_file: Path | None = None) -> HubClient:
+def connect(access: str | SignedIn, *, ca_file: Path | None = None) -> HubClient:
     """The client that this machine can run: Microsoft's SDK if it is installed, plain REST otherwise.
 
     Args:
+        access: a policy's connection string, or who is signed in.
         ca_file: the authority of a hub that has its own; the system's are trusted without.
 
     Raises:
         ContractError: the connection string is not one of a service.
     """
     try:
-        return SdkHubClient(connection_string, ca_file=ca_file)
+        return SdkHubClient(access, ca_file=ca_file)
     except ImportError:
-        return RestHubClient(connection_string, ca_file=ca_file)
+        return RestHubClient(access, ca_file=ca_file)
 
 
 def service_identity(connection_string: str, *, where: str = "hub connection string") -> ConnectionString:
@@ -186,13 +189,21 @@ class SdkHubClient:
         ImportError: it is not installed.
     """
 
-    def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
+    def __init__(self, access: str | SignedIn, *, ca_file: Path | None = None) -> None:
         # The SDK imports 40 MB of AMQP that most commands never need.
         from azure.iot.hub import IoTHubConfigurationManager, IoTHubRegistryManager
 
-        self.host = service_identity(connection_string).authority
-        self._registry = IoTHubRegistryManager.from_connection_string(connection_string)
-        self._configurations = IoTHubConfigurationManager.from_connection_string(connection_string)
+        if isinstance(access, SignedIn):
+            self.host = access.host
+            access.authorization()  # the SDK asks for a token here and now; asked first, a refusal is ours to word
+            self._registry = IoTHubRegistryManager.from_token_credential(access.host, access.credential)
+            self._configurations = IoTHubConfigurationManager.from_token_credential(
+                access.host, access.credential
+            )
+        else:
+            self.host = service_identity(access).authority
+            self._registry = IoTHubRegistryManager.from_connection_string(access)
+            self._configurations = IoTHubConfigurationManager.from_connection_string(access)
         for manager in (self._registry, self._configurations):
             config = manager.protocol.config
             config.connection.timeout = (CONNECT_TIMEOUT_S, TIMEOUT_S)
@@ -270,6 +281,7 @@ class SdkHubClient:
     @contextmanager
     def _call(self, what: str) -> Iterator[None]:
         """Translate what the SDK and its HTTP layer raise."""
+        from azure.core.exceptions import AzureError
         from msrest.exceptions import ClientRequestError, DeserializationError, HttpOperationError
 
         try:
@@ -281,14 +293,19 @@ class SdkHubClient:
             raise _unreachable(self.host, error) from error
         except DeserializationError as error:
             raise _no_hub(self.host, what) from error
+        except AzureError as error:  # of azure-identity, when a token has to be renewed
+            raise sign_in_error(self.host, error) from error
 
 
 class HubRest:
-    """Signed requests to a hub's REST API; JSON in, JSON out."""
+    """Authorised requests to a hub's REST API; JSON in, JSON out."""
 
-    def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
-        self._identity = service_identity(connection_string)
-        self.host = self._identity.authority
+    def __init__(self, access: str | SignedIn, *, ca_file: Path | None = None) -> None:
+        if isinstance(access, SignedIn):
+            self.host, self._authorization = access.host, access.authorization
+        else:
+            identity = service_identity(access)
+            self.host, self._authorization = identity.authority, partial(service_token, identity)
         self._pool = urllib3.PoolManager(
             cert_reqs="CERT_REQUIRED",
             ca_certs=None if ca_file is None else str(ca_file),
@@ -308,7 +325,7 @@ class HubRest:
     ) -> Any:
         """The answer's JSON, None if it has none; `what` is what is being done, for the message of an error."""
         url = f"https://{self.host}{path}?{urlencode({**(query or {}), 'api-version': API_VERSION})}"
-        headers = {"Authorization": service_token(self._identity), "Content-Type": "application/json"}
+        headers = {"Authorization": self._authorization(), "Content-Type": "application/json"}
         if if_match is not None:
             headers["If-Match"] = if_match
         try:
@@ -333,8 +350,8 @@ class HubRest:
 class RestHubClient:
     """The same calls on the service REST API: for machines without wheels of `uamqp`."""
 
-    def __init__(self, connection_string: str, *, ca_file: Path | None = None) -> None:
-        self._rest = HubRest(connection_string, ca_file=ca_file)
+    def __init__(self, access: str | SignedIn, *, ca_file: Path | None = None) -> None:
+        self._rest = HubRest(access, ca_file=ca_file)
         self.host = self._rest.host
 
     def create_device(self, device_id: str, *, edge: bool) -> DeviceIdentity:

@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -34,6 +35,7 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
 MAX_CONNECTIONS = 10  # per module, as IoT Edge's daemon
 REQUEST_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 1.0
 
 
 class _Refused(Exception):
@@ -61,6 +63,7 @@ class WorkloadApi:
         self._directory = directory
         self._key_of, self._trust_bundle = key_of, trust_bundle
         self._servers: dict[str, asyncio.Server] = {}
+        self._requests: set[asyncio.Task[None]] = set()
 
     async def ensure(self, module: str) -> Path:
         """Serve this module's socket and return its folder."""
@@ -82,6 +85,8 @@ class WorkloadApi:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=STOP_TIMEOUT_S)
 
     async def _listen(self, module: str, folder: Path) -> asyncio.Server:
         # A Unix socket's path may have 107 bytes; through /proc the folder's own path may be longer.
@@ -98,6 +103,10 @@ class WorkloadApi:
         limit = asyncio.Semaphore(MAX_CONNECTIONS)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
             async with limit:
                 await self._serve(module, reader, writer)
 
@@ -117,6 +126,8 @@ class WorkloadApi:
             log.debug("workload request of %s failed: %r", module, error)
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     def _answer(self, module: str, request: _Request) -> dict[str, str]:
         version = request.query.get("api-version", [""])[0]

@@ -23,6 +23,8 @@ def labels_of(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"{option} must be KEY=VALUE, not {pair!r}", where=option)
+        if key in found:
+            raise UsageError(f"{option} names {key!r} twice", where=option)
         found[key] = value
     return found
 
@@ -37,6 +39,6 @@ def password_of(*, from_stdin: bool) -> Secret:
     if not text:
         source = "the first line of stdin is empty" if from_stdin else f"{PASSWORD_VARIABLE} is not set"
         raise UsageError(
-            f"--username needs a password, but {source}; give --password-stdin or set {PASSWORD_VARIABLE}"
+            f"a registry's user needs a password, but {source}; give --password-stdin or set {PASSWORD_VARIABLE}"
         )
     return Secret(text)

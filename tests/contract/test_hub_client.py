@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 from hub_faults import KEY, FaultyHub
 from hub_harness import HubProcess
 from publisher_hub_double import HubDouble
@@ -33,6 +35,7 @@ from publisher.hub_client import (
     SdkHubClient,
     connect,
 )
+from publisher.signed_in import SignedIn, SignInError
 
 Kind = type[SdkHubClient] | type[RestHubClient]
 AGENT = "$edgeAgent"
@@ -409,3 +412,37 @@ def test_plain_rest_is_taken_where_the_sdk_is_not_whole(hub: HubProcess, missing
         check=False,
     )
     assert (done.stdout, done.stderr) == ("RestHubClient\n", "")
+
+
+class Identity:
+    """What `azure-identity` makes, without anybody to ask."""
+
+    def __init__(self, token: str | None = "TOKEN") -> None:
+        self.scopes: list[str] = []
+        self._token = token
+
+    def get_token(self, *scopes: str, **_options: Any) -> AccessToken:
+        self.scopes += scopes
+        if self._token is None:
+            raise ClientAuthenticationError(
+                "DefaultAzureCredential failed to retrieve a token\nlong explanation"
+            )
+        return AccessToken(self._token, int(time.time()) + 3600)
+
+
+def test_who_is_signed_in_asks_with_a_token(kind: Kind, faulty: FaultyHub) -> None:
+    identity = Identity()
+    faulty.status, faulty.body = 200, '{"deviceId": "d", "status": "enabled"}'
+    client = kind(SignedIn(faulty.host, identity), ca_file=faulty.ca_file)
+    assert client.host == faulty.host
+    assert client.get_device("d").enabled
+    assert faulty.authorizations[-1] == "Bearer TOKEN"
+    assert set(identity.scopes) == {"https://iothubs.azure.net/.default"}
+
+
+def test_nobody_signed_in_is_said_in_one_line(kind: Kind, faulty: FaultyHub) -> None:
+    with pytest.raises(SignInError) as raised:
+        kind(SignedIn(faulty.host, Identity(None)), ca_file=faulty.ca_file).get_device("d")
+    assert str(raised.value).startswith(f"nobody is signed in to Azure for hub {faulty.host}: DefaultAzure")
+    assert "long explanation" not in str(raised.value)
+    assert raised.value.next_command == "az login"

@@ -22,12 +22,14 @@ class FaultyHub:
 
     Attributes:
         connection_string, ca_file: what a client is made with.
+        authorizations: the Authorization header of every request.
     """
 
     folder: Path
     status: int = 200
     body: str = ""
     requests: int = 0
+    authorizations: list[str] = field(default_factory=list)
     _server: Any = field(default=None, repr=False)
 
     def __enter__(self) -> FaultyHub:
@@ -36,6 +38,7 @@ class FaultyHub:
         class Handler(BaseHTTPRequestHandler):
             def _answer(self) -> None:
                 hub.requests += 1
+                hub.authorizations.append(self.headers.get("Authorization", ""))
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 body = hub.body.encode()
                 self.send_response(hub.status)
@@ -54,9 +57,8 @@ class FaultyHub:
         self._thread.start()
         self.ca_file = pki.ca_cert
         port = self._server.server_address[1]
-        self.connection_string = (
-            f"HostName=127.0.0.1:{port};SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}"
-        )
+        self.host = f"127.0.0.1:{port}"
+        self.connection_string = f"HostName={self.host};SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}"
         return self
 
     def __exit__(self, *_error: object) -> None:

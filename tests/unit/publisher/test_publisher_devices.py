@@ -76,7 +76,7 @@ def test_every_written_file_is_its_owners_alone(endpoint: HubEndpoint, tmp_path:
 
 def test_hub_of_a_public_authority_needs_no_file_of_it(endpoint: HubEndpoint, tmp_path: Path) -> None:
     text = "HostName=h.azure-devices.net;SharedAccessKeyName=n;SharedAccessKey=c2VydmljZQ=="
-    azure = replace(endpoint, connection_string=Secret(text), ca_file=None)
+    azure = replace(endpoint, access=Secret(text), ca_file=None)
     config_file = write(tmp_path / "agent", azure)
     settings = tomllib.loads(config_file.read_text())["hub"]
     assert settings == {"connection_string_file": "connection-string", "https_port": 443}
