@@ -1,10 +1,14 @@
-"""Edge agents that a workspace has started on this machine, so that `edgewright down` finds them again.
+"""Edge agents of a workspace's devices on this machine, so that `edgewright down` finds them again.
 
-An agent leaves its modules running when it ends, on purpose; taking a device down for good means its modules, too.
+Known are the agents that the workspace has started, and the configurations that `device create` wrote: an agent that was
+started on one by hand holds the lock of its state folder, which names its process. An agent leaves its modules running
+when it ends, on purpose; taking a device down for good means its modules, too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -55,6 +59,37 @@ def start_agent(workspace: Workspace, config_file: Path, log_file: Path) -> Loca
     return agent
 
 
+def remember_config(workspace: Workspace, config_file: Path) -> None:
+    """Note a configuration that an agent may be started on by hand, here."""
+    path = str(config_file.absolute())
+    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    (_folder(workspace) / f"{name}.config").write_text(path, encoding="utf-8")
+
+
+def known_configs(workspace: Workspace) -> list[Path]:
+    """Every configuration of an agent of this workspace on this machine."""
+    noted = [Path(file.read_text(encoding="utf-8")) for file in _folder(workspace).glob("*.config")]
+    return sorted({*noted, *(agent.config_file for agent in local_agents(workspace))})
+
+
+def agent_on(config_file: Path) -> ProcessId | None:
+    """The agent that runs on this configuration now, whoever started it: it holds its state folder's lock file open."""
+    try:
+        state_dir, _ = _settings(config_file)
+        lock = (state_dir / "lock").absolute()
+        process = process_id(int(lock.read_text(encoding="ascii")))
+        held = {os.path.realpath(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+    except (PublishError, OSError, ValueError):
+        return None  # it never ran, has ended, is just beginning, or its settings say nothing
+    return process if os.path.realpath(lock) in held else None
+
+
+def running_agents(workspace: Workspace) -> set[ProcessId]:
+    """The agents of this workspace's devices that run on this machine."""
+    started = {agent.process for agent in local_agents(workspace) if agent.is_running}
+    return started | {process for config in known_configs(workspace) if (process := agent_on(config))}
+
+
 def local_agents(workspace: Workspace) -> list[LocalAgent]:
     """Every agent that was started, running or not.
 
@@ -76,11 +111,12 @@ def stop_device(workspace: Workspace, config_file: Path) -> int:
     Raises:
         PublishError: an agent cannot be ended; its modules are left alone.
     """
-    for agent in local_agents(workspace):
-        if agent.config_file != config_file:
-            continue
-        if not terminate(agent.process, timeout_s=STOP_TIMEOUT_S):
-            raise PublishError(f"edge agent (process {agent.process.pid}) cannot be ended", code="agent-stop")
+    started = [agent for agent in local_agents(workspace) if agent.config_file == config_file]
+    by_hand = agent_on(config_file)
+    for process in {agent.process for agent in started} | ({by_hand} if by_hand else set()):
+        if not terminate(process, timeout_s=STOP_TIMEOUT_S):
+            raise PublishError(f"edge agent (process {process.pid}) cannot be ended", code="agent-stop")
+    for agent in started:
         agent.record_file.unlink(missing_ok=True)
     return _stop_modules(config_file)
 

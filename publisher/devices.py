@@ -148,6 +148,7 @@ class Rollout:
         reported_version: the desired version that the device last dealt with, 0 for none.
         code, description: its `lastDesiredStatus`.
         result: a `ReleaseResult`'s value for the desired version; empty while it is under way.
+        connected: whether its agent is at the hub now.
     """
 
     has_deployment: bool
@@ -158,6 +159,7 @@ class Rollout:
     result: str
     modules: Mapping[str, Any]
     reported: Mapping[str, Any]
+    connected: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -188,6 +190,7 @@ def read_rollout(client: HubClient, device_id: str) -> Rollout:
         result=_result(reported, twin.desired_version),
         modules=reported.get("modules") or {},
         reported=reported,
+        connected=twin.connected,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_contracts.errors import EdgewrightError, PublishError
-from publisher.agents import local_agents, stop_device
+from publisher.agents import known_configs, running_agents, stop_device
 from publisher.devices import read_rollout
 from publisher.embedded_hub import CONNECTION_STRING_VARIABLE, EmbeddedHub, hub_endpoint
 from publisher.hub_client import HubClient
@@ -59,9 +59,7 @@ def overview(workspace: Workspace) -> dict[str, Any]:
                 )
                 document["devices"] = _devices(client)
     with _said_in(document, "agents"):
-        document["agents"] = [
-            f"pid {agent.process.pid}" for agent in local_agents(workspace) if agent.is_running
-        ]
+        document["agents"] = sorted(f"pid {process.pid}" for process in running_agents(workspace))
     return document
 
 
@@ -74,9 +72,8 @@ def tear_down(workspace: Workspace) -> TornDown:
     failures: list[EdgewrightError] = []
     running, modules, hub = 0, 0, False
     with _kept_in(failures):
-        agents = local_agents(workspace)
-        running = sum(agent.is_running for agent in agents)
-        for config in sorted({agent.config_file for agent in agents}):
+        running = len(running_agents(workspace))
+        for config in known_configs(workspace):
             with _kept_in(failures):
                 modules += stop_device(workspace, config)
     with _kept_in(failures):

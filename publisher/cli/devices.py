@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_contracts.redact import redact_document
+from publisher.agents import remember_config
 from publisher.cli.options import labels_of
 from publisher.cli.output import (
     Format,
@@ -88,6 +89,7 @@ def create(
             written = write_agent_config(
                 agent_config, endpoint, identity, edge_hub_host=edge_hub_host, python=python
             )
+            remember_config(workspace, written.config_file)
             document["agentConfig"] = str(written.config_file)
     except BaseException:
         client.delete_device(device)
@@ -129,7 +131,7 @@ def show(
                 rollout = wait_for_rollout(client, device, wait)
         else:
             rollout = read_rollout(client, device)
-        document |= rollout_document(rollout)
+        document |= {"connection": _connection(rollout.connected), **rollout_document(rollout)}
     document["tags"] = dict(client.get_twin(device).tags)
     show_document(document, chosen(output, as_json))
 
@@ -235,8 +237,13 @@ def _row(device: DeviceIdentity) -> dict[str, Any]:
         "deviceId": device.device_id,
         "status": "enabled" if device.enabled else "disabled",
         "edge": device.is_edge,
-        "connection": "connected" if device.connected else "disconnected",
+        # An edge device is at the hub by its modules; `show` asks its agent's twin.
+        "connection": "" if device.is_edge else _connection(device.connected),
     }
+
+
+def _connection(connected: bool) -> str:
+    return "connected" if connected else "disconnected"
 
 
 def _module_python(workspace: Workspace) -> str:

@@ -106,7 +106,7 @@ def build(
         return
     print(f"{image.id} {image.digest}")
     _note_build(image)
-    note(f"next: edgewright image push {image.id} REGISTRY")
+    note(f"next: edgewright image push {image.id}")
 
 
 @app.command("list")

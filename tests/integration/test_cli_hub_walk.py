@@ -337,6 +337,21 @@ def test_down_stops_agents_and_hub_and_keeps_the_users_folder(new_user: Callable
     assert "stopped: 0 agents, 0 modules, hub was not running" in user.run("down").err
 
 
+def test_down_ends_an_agent_that_was_started_by_hand(new_user: Callable[[], User]) -> None:
+    user = new_user()
+    user.type("hub", "start", "--host", user.host)
+    user.run(
+        *("device", "create", "d", "--agent-config", "agent", "--edge-hub-host", free_loopback_address()),
+        *("--python", sys.executable),
+    )
+    command = [sys.executable, "-m", "edge_agent", "--config", "agent/config.toml", "run"]
+    with subprocess.Popen(command, cwd=user.folder, stderr=subprocess.DEVNULL) as agent:
+        wait_until((user.folder / "agent/state/control.sock").exists, 30, "the agent")
+        assert user.run("status", "--json").document["agents"] == [f"pid {agent.pid}"]
+        assert "stopped: 1 agents, 0 modules, hub yes" in user.run("down").err
+        assert agent.wait(20) is not None
+
+
 # Devices.
 
 

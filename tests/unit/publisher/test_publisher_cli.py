@@ -192,7 +192,7 @@ class TestImages:
         first = run("image", "build", "-m", "digits:1", "-s", "score.py")
         image = Image(workspace, name="digits")
         assert (first.exit_code, first.stdout) == (0, f"digits:1 {image.digest}\n")
-        assert "next: edgewright image push digits:1 REGISTRY" in first.stderr
+        assert "next: edgewright image push digits:1\n" in first.stderr
         second = run("image", "build", "-m", "digits", "-s", "score.py")
         assert second.stdout == f"digits:2 {image.digest}\n"
         assert "reused" in second.stderr and "--upgrade resolves again" in second.stderr
