@@ -118,6 +118,11 @@ host = "{self.edge_hub_host}"
         return list(json.loads(done.stdout))
 
     def close(self) -> None:
+        self.stop_all()
+        shutil.rmtree(self.folder)
+
+    def stop_all(self) -> None:
+        """End the agent and every module."""
         if self._process is not None:
             self.kill()
         if (self.state_dir / "runtime").is_dir():
@@ -125,7 +130,6 @@ host = "{self.edge_hub_host}"
             for module in runtime.list():
                 runtime.stop(module.name, module.instance_id, 0)
                 runtime.remove(module.name, module.instance_id)
-        shutil.rmtree(self.folder)
 
 
 class Publisher:
