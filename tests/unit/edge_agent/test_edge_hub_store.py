@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from edge_agent.edge_hub.router import UPSTREAM, Delivery
 from edge_agent.edge_hub.store import MessageStore, StoreFullError
 from edge_contracts.messages import Message
+
+Open = Callable[..., MessageStore]
 
 
 class Clock:
@@ -26,8 +30,17 @@ def clock() -> Clock:
     return Clock()
 
 
-def opened(folder: Path, clock: Clock, max_bytes: int = 10_000) -> MessageStore:
-    return MessageStore(folder / "messages.db", max_bytes, now=clock)
+@pytest.fixture
+def opened(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+    """Opens the store of this test's folder; every one is closed at the end."""
+    with ExitStack() as closing:
+
+        def open_store(max_bytes: int = 10_000) -> MessageStore:
+            store = MessageStore(tmp_path / "messages.db", max_bytes, now=clock)
+            closing.callback(store.close)
+            return store
+
+        yield open_store
 
 
 def bodies(store: MessageStore, endpoint: str = UPSTREAM) -> list[bytes]:
@@ -38,14 +51,14 @@ def to_upstream(priority: int = 5, ttl_s: int | None = None) -> tuple[Delivery, 
     return (Delivery(UPSTREAM, priority, ttl_s),)
 
 
-def test_messages_come_out_by_priority_then_age(tmp_path: Path, clock: Clock) -> None:
-    store = opened(tmp_path, clock)
+def test_messages_come_out_by_priority_then_age(opened: Open) -> None:
+    store = opened()
     for body, priority in ((b"a", 5), (b"b", 0), (b"c", 5), (b"d", 0)):
         store.append(Message(body), to_upstream(priority))
     assert bodies(store) == [b"b", b"d", b"a", b"c"]
 
 
-def test_a_message_survives_a_restart_whole(tmp_path: Path, clock: Clock) -> None:
+def test_a_message_survives_a_restart_whole(opened: Open) -> None:
     message = Message(
         b"\x00\xff",
         message_id="7",
@@ -53,14 +66,14 @@ def test_a_message_survives_a_restart_whole(tmp_path: Path, clock: Clock) -> Non
         connection_module_id="scorer",
         properties={"kind": "ü"},
     )
-    store = opened(tmp_path, clock)
+    store = opened()
     store.append(message, to_upstream())
     store.close()
-    assert [stored.message for stored in opened(tmp_path, clock).next_batch(UPSTREAM, 10)] == [message]
+    assert [stored.message for stored in opened().next_batch(UPSTREAM, 10)] == [message]
 
 
-def test_expired_messages_are_dropped_and_counted(tmp_path: Path, clock: Clock) -> None:
-    store = opened(tmp_path, clock)
+def test_expired_messages_are_dropped_and_counted(opened: Open, clock: Clock) -> None:
+    store = opened()
     store.append(Message(b"short"), to_upstream(ttl_s=10))
     store.append(Message(b"for ever"), to_upstream(ttl_s=None))
     clock.time += 10
@@ -68,8 +81,8 @@ def test_expired_messages_are_dropped_and_counted(tmp_path: Path, clock: Clock) 
     assert store.dropped == {"ttl_expiry": 1}
 
 
-def test_a_full_store_drops_expired_then_least_urgent_then_oldest(tmp_path: Path, clock: Clock) -> None:
-    store = opened(tmp_path, clock, max_bytes=400)
+def test_a_full_store_drops_expired_then_least_urgent_then_oldest(opened: Open, clock: Clock) -> None:
+    store = opened(max_bytes=400)
     store.append(Message(b"x" * 90), (Delivery("/modules/m/inputs/i", 0, 5),))
     store.append(Message(b"1" * 90), to_upstream(9))
     store.append(Message(b"2" * 90), to_upstream(9))
@@ -82,16 +95,16 @@ def test_a_full_store_drops_expired_then_least_urgent_then_oldest(tmp_path: Path
     assert store.used_bytes <= 400
 
 
-def test_a_message_that_can_never_fit_is_refused_and_nothing_is_lost(tmp_path: Path, clock: Clock) -> None:
-    store = opened(tmp_path, clock, max_bytes=400)
+def test_a_message_that_can_never_fit_is_refused_and_nothing_is_lost(opened: Open) -> None:
+    store = opened(max_bytes=400)
     store.append(Message(b"kept"), to_upstream())
     with pytest.raises(StoreFullError, match=r"message of 1\d\d\d bytes .* store of 400 bytes"):
         store.append(Message(b"x" * 1000), to_upstream())
     assert bodies(store) == [b"kept"]
 
 
-def test_files_are_the_agents_alone(tmp_path: Path, clock: Clock) -> None:
-    opened(tmp_path, clock)
+def test_files_are_the_agents_alone(opened: Open, tmp_path: Path) -> None:
+    opened()
     assert (tmp_path / "messages.db").stat().st_mode & 0o777 == 0o600
 
 
@@ -105,11 +118,11 @@ def test_the_bound_holds_and_the_count_agrees_with_what_is_held(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int, bool]]
 ) -> None:
     clock = Clock()
-    store = MessageStore(tmp_path_factory.mktemp("store") / "m.db", 200, now=clock)
-    for endpoint, priority, size, remove in operations:
-        store.append(Message(b"x" * size), (Delivery(endpoint, priority, 3),))
-        clock.time += 1
-        if remove and (batch := store.next_batch(endpoint, 2)):
-            store.remove([stored.id for stored in batch])
-        held = [s for e in store.endpoints() for s in store.next_batch(e, 100)]
-        assert store.used_bytes == sum(len(s.message.body) + len("[{},{}]") for s in held) <= 200
+    with closing(MessageStore(tmp_path_factory.mktemp("store") / "m.db", 200, now=clock)) as store:
+        for endpoint, priority, size, remove in operations:
+            store.append(Message(b"x" * size), (Delivery(endpoint, priority, 3),))
+            clock.time += 1
+            if remove and (batch := store.next_batch(endpoint, 2)):
+                store.remove([stored.id for stored in batch])
+            held = [s for e in store.endpoints() for s in store.next_batch(e, 100)]
+            assert store.used_bytes == sum(len(s.message.body) + len("[{},{}]") for s in held) <= 200
