@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,17 @@ class HubStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._writer = _connect(path)
-            self._prepare()
-            self._reader = _connect(path)
-            self._next_offset, self._total_bytes = self._end_of_log()
-        except sqlite3.Error as error:
-            raise HubStartError(f"cannot use the hub's database {path}: {error}", where=str(path)) from error
+        with ExitStack() as opened:  # what was opened is closed when the rest fails
+            try:
+                self._writer = opened.enter_context(closing(_connect(path)))
+                self._prepare()
+                self._reader = opened.enter_context(closing(_connect(path)))
+                self._next_offset, self._total_bytes = self._end_of_log()
+            except sqlite3.Error as error:
+                raise HubStartError(
+                    f"cannot use the hub's database {path}: {error}", where=str(path)
+                ) from error
+            opened.pop_all()
 
     def close(self) -> None:
         """Close both connections; the WAL is folded into the database."""
@@ -264,8 +268,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Threads take turns (see the module's rules), so the check that one thread does all is not wanted.
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     database.row_factory = sqlite3.Row
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY"):
-        database.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY"):
+            database.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        database.close()
+        raise
     return database
 
 
