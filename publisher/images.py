@@ -40,7 +40,8 @@ from publisher.environments import Environment
 from publisher.errors import NotFoundError, ScriptError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.models import Model
-from publisher.records import Filter, check_labels, matches, split_id
+from publisher.records import Filter, check_labels, matches
+from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.uv_runner import BuildLog
 from publisher.workspace import Workspace, now_text
@@ -94,12 +95,10 @@ class PushedImage:
     blobs_skipped: int
 
 
-class Image:
+class Image(Registered):
     """A built image.
 
     Attributes:
-        workspace: where it is kept.
-        name, version, id: `id` is `name:version`.
         digest: of the OCI index; what deployments name.
         size: bytes of all distinct layers.
         model_ids: the models inside.
@@ -108,15 +107,6 @@ class Image:
         build: what the build did, on the object that `build` returned; else None.
     """
 
-    workspace: Workspace
-    name: str
-    version: int
-    created_time: str
-    description: str | None
-    tags: dict[str, str]
-    properties: dict[str, str]
-    digest: ImageDigest
-    size: int
     model_ids: builtins.list[str]
     image_location: str | None
     image_build_log_uri: str
@@ -124,28 +114,13 @@ class Image:
     build: BuildResult | None = None
     creation_state = "Succeeded"
 
-    def __init__(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
-        self,
-        workspace: Workspace,
-        name: str | None = None,
-        id: str | None = None,
-        tags: Filter | None = None,
-        properties: Filter | None = None,
-        version: int | None = None,
-    ) -> None:
-        """Get the newest image that fits, by name (and version) or by id.
-
-        Raises:
-            NotFoundError: there is none; the message starts with `ImageNotFound`.
-        """
-        if name is None and id is None:
-            raise UsageError("one of id or name must be provided to get an image")
-        wanted_name, wanted_version = (name, version) if id is None else split_id(id, "an image")
-        for row in _rows(workspace, wanted_name, wanted_version):
-            if matches(json.loads(row["tags"]), tags) and matches(json.loads(row["properties"]), properties):
-                self._fill(workspace, row)
-                return
-        raise _not_found(workspace, id or f"{name}{f':{version}' if version else ''}")
+    QUERY = (
+        "SELECT images.*, (SELECT json_group_array(model_name || ':' || model_version) FROM image_models "
+        "WHERE image_name = name AND image_version = version) AS model_ids FROM images "
+        "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) ORDER BY name, version DESC"
+    )
+    NOUN, DONE = "image", "built"
+    MAKE_COMMAND = "edgewright image build -m MODEL"
 
     @classmethod
     def list(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
@@ -158,20 +133,14 @@ class Image:
         properties: Filter | None = None,
     ) -> builtins.list[Self]:
         """Images, newest version first within a name."""
-        images = [cls._from_row(workspace, row) for row in _rows(workspace, image_name, None)]
         return [
             image
-            for image in images
+            for image in cls._all(workspace, image_name)
             if (model_id is None or model_id in image.model_ids)
             and (model_name is None or model_name in {each.split(":")[0] for each in image.model_ids})
             and matches(image.tags, tags)
             and matches(image.properties, properties)
         ]
-
-    @property
-    def id(self) -> str:
-        """`name:version`."""
-        return f"{self.name}:{self.version}"
 
     @property
     def descriptor(self) -> Descriptor:
@@ -270,17 +239,8 @@ class Image:
 
     def serialize(self) -> dict[str, Any]:
         """What `edgewright image show` prints."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "version": self.version,
-            "createdTime": self.created_time,
+        return super().serialize() | {
             "creationState": self.creation_state,
-            "description": self.description,
-            "tags": self.tags,
-            "properties": self.properties,
-            "digest": str(self.digest),
-            "sizeBytes": self.size,
             "modelIds": self.model_ids,
             "imageLocation": self.image_location,
             "platforms": [str(each) for each in self.platforms],
@@ -300,18 +260,8 @@ class Image:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, digest={str(self.digest)!r})"
 
-    @classmethod
-    def _from_row(cls, workspace: Workspace, row: sqlite3.Row) -> Self:
-        image = cls.__new__(cls)
-        image._fill(workspace, row)
-        return image
-
     def _fill(self, workspace: Workspace, row: sqlite3.Row) -> None:
-        self.workspace = workspace
-        self.name, self.version = row["name"], row["version"]
-        self.created_time, self.description = row["created_time"], row["description"]
-        self.tags, self.properties = json.loads(row["tags"]), json.loads(row["properties"])
-        self.digest, self.size = ImageDigest.parse(row["digest"]), row["size"]
+        super()._fill(workspace, row)
         self.image_location, self.image_build_log_uri = row["image_location"], row["build_log"]
         self.build_seconds = row["build_seconds"]
         self.model_ids = json.loads(row["model_ids"])
@@ -485,26 +435,6 @@ def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, lo
         )
         workspace.store.tag(f"{request.name}:{version}", result.index)
     return version
-
-
-def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[sqlite3.Row]:
-    with workspace.database.read() as db:
-        return db.execute(
-            "SELECT images.*, (SELECT json_group_array(model_name || ':' || model_version) FROM image_models "
-            "WHERE image_name = name AND image_version = version) AS model_ids FROM images "
-            "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) ORDER BY name, version DESC",
-            (name, version),
-        ).fetchall()
-
-
-def _not_found(workspace: Workspace, wanted: str) -> NotFoundError:
-    names = sorted({row["name"] for row in _rows(workspace, None, None)})
-    known = f"; built are {', '.join(names)}" if names else "; no image is built yet"
-    return NotFoundError(
-        f"ImageNotFound: no image {wanted!r} that fits in workspace {workspace.name!r}{known}",
-        where=wanted,
-        next_command="edgewright image list" if names else "edgewright image build -m MODEL",
-    )
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import sqlite3
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from edge_containers.image_model import OCI_MANIFEST, canonical_json
 from edge_containers.store import ContentStore
 from edge_contracts.image_ref import ImageDigest
 from publisher.database import next_version
-from publisher.errors import InUseError, ModelFileError, NotFoundError, UsageError
+from publisher.errors import InUseError, ModelFileError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
-from publisher.records import Filter, check_labels, matches, split_id
+from publisher.records import Filter, check_labels, matches
+from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.workspace import Workspace, now_text
 
@@ -54,50 +54,15 @@ class ModelFile:
     executable: bool
 
 
-class Model:
-    """A registered model.
+class Model(Registered):
+    """A registered model; two versions of the same content have the same digest."""
 
-    Attributes:
-        workspace: where it is kept.
-        name, version, id: `id` is `name:version`.
-        created_time: UTC, RFC 3339.
-        description, tags, properties: as given at registration.
-        digest: of the content; two versions of the same content have the same one.
-        size: bytes of all files.
-    """
-
-    workspace: Workspace
-    name: str
-    version: int
-    created_time: str
-    description: str | None
-    tags: dict[str, str]
-    properties: dict[str, str]
-    digest: ImageDigest
-    size: int
-
-    def __init__(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
-        self,
-        workspace: Workspace,
-        name: str | None = None,
-        id: str | None = None,
-        tags: Filter | None = None,
-        properties: Filter | None = None,
-        version: int | None = None,
-    ) -> None:
-        """Get the newest registered model that fits, by name (and version) or by id.
-
-        Raises:
-            NotFoundError: there is none; the message starts with `ModelNotFound`.
-        """
-        if name is None and id is None:
-            raise UsageError("one of id or name must be provided to get a model")
-        wanted_name, wanted_version = (name, version) if id is None else split_id(id, "a model")
-        for row in _rows(workspace, wanted_name, wanted_version):
-            if matches(json.loads(row["tags"]), tags) and matches(json.loads(row["properties"]), properties):
-                self._fill(workspace, row)
-                return
-        raise _not_found(workspace, id or f"{name}{f':{version}' if version else ''}")
+    QUERY = (
+        "SELECT * FROM models WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) "
+        "ORDER BY name, version DESC"
+    )
+    NOUN, DONE = "model", "registered"
+    MAKE_COMMAND = "edgewright model register PATH --name NAME"
 
     @classmethod
     def register(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
@@ -151,15 +116,11 @@ class Model:
         properties: Filter | None = None,
     ) -> list[Self]:
         """Registered models, newest version first within a name."""
-        models = [cls._from_row(workspace, row) for row in _rows(workspace, name, None)]
         return [
-            model for model in models if matches(model.tags, tags) and matches(model.properties, properties)
+            model
+            for model in cls._all(workspace, name)
+            if matches(model.tags, tags) and matches(model.properties, properties)
         ]
-
-    @property
-    def id(self) -> str:
-        """`name:version`."""
-        return f"{self.name}:{self.version}"
 
     @property
     def files(self) -> tuple[ModelFile, ...]:
@@ -224,57 +185,14 @@ class Model:
 
     def serialize(self) -> dict[str, Any]:
         """What `edgewright model show` prints."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "version": self.version,
-            "createdTime": self.created_time,
-            "description": self.description,
-            "tags": self.tags,
-            "properties": self.properties,
-            "digest": str(self.digest),
-            "sizeBytes": self.size,
-            "file": self.base_name,
-        }
+        return super().serialize() | {"file": self.base_name}
 
     def __repr__(self) -> str:
         return f"Model(id={self.id!r}, workspace={self.workspace.name!r})"
 
-    @classmethod
-    def _from_row(cls, workspace: Workspace, row: sqlite3.Row) -> Self:
-        model = cls.__new__(cls)
-        model._fill(workspace, row)
-        return model
-
-    def _fill(self, workspace: Workspace, row: sqlite3.Row) -> None:
-        self.workspace = workspace
-        self.name, self.version = row["name"], row["version"]
-        self.created_time, self.description = row["created_time"], row["description"]
-        self.tags, self.properties = json.loads(row["tags"]), json.loads(row["properties"])
-        self.digest, self.size = ImageDigest.parse(row["digest"]), row["size"]
-
     def _manifest(self) -> dict[str, Any]:
         document: dict[str, Any] = self.workspace.store.read_json(self.digest)
         return document
-
-
-def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[sqlite3.Row]:
-    with workspace.database.read() as db:
-        return db.execute(
-            "SELECT * FROM models WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) "
-            "ORDER BY name, version DESC",
-            (name, version),
-        ).fetchall()
-
-
-def _not_found(workspace: Workspace, wanted: str) -> NotFoundError:
-    names = sorted({row["name"] for row in _rows(workspace, None, None)})
-    known = f"; registered are {', '.join(names)}" if names else "; no model is registered yet"
-    return NotFoundError(
-        f"ModelNotFound: no model {wanted!r} that fits in workspace {workspace.name!r}{known}",
-        where=wanted,
-        next_command="edgewright model list" if names else "edgewright model register PATH --name NAME",
-    )
 
 
 def _check_name(name: str) -> None:
