@@ -110,7 +110,8 @@ def prepare_agent_folder(directory: Path) -> None:
             where=str(config_file),
         )
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # To be passed through, not listed: in the tiers without mounts a module's own user reaches its layers by path.
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         raise PublishError(
             f"no agent can be configured in {directory}: {error.strerror or error}",

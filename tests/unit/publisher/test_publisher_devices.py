@@ -65,7 +65,7 @@ def test_written_configuration_is_one_that_the_agent_reads(endpoint: HubEndpoint
 
 def test_every_written_file_is_its_owners_alone(endpoint: HubEndpoint, tmp_path: Path) -> None:
     directory = write(tmp_path / "agent", endpoint).parent
-    assert directory.stat().st_mode & 0o777 == 0o700
+    assert directory.stat().st_mode & 0o777 == 0o711
     assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == {
         "config.toml": 0o600,
         "connection-string": 0o600,
