@@ -229,7 +229,7 @@ class Agent:
         try:
             self._tier = await in_thread(PROBE_TIMEOUT_S, self._runtime.report)
             log.info("modules run as %s, tier %s %s", self._tier.kind, self._tier.tier, self._tier.reason)
-        except (EdgewrightError, TimeoutError) as error:
+        except (EdgewrightError, OSError, TimeoutError) as error:
             self._tier = RuntimeReport("process", "none", str(error))
             log.error("no module can be started: %s", error)
 

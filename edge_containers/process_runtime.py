@@ -284,7 +284,7 @@ class ProcessRuntime:
         if tier.name == NAMESPACES:
             return None
         folder = tempfile.mkdtemp(prefix="edgewright-")
-        if os.geteuid() == 0:
+        if sandbox.can_become_nobody():
             os.chown(folder, sandbox.NOBODY, sandbox.NOBODY)
         return folder
 

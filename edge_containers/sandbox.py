@@ -203,12 +203,22 @@ def _add_kernel_parts(root: str, tmp_bytes: int) -> None:
     _mount("tmpfs", f"{root}/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=1777,size={tmp_bytes}")
 
 
+def can_become_nobody() -> bool:
+    """Whether this process is root and its user namespace knows `NOBODY`; root of a container may know itself alone."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        # user_namespaces(7): first id inside, first id outside, count.
+        ranges = [[int(field) for field in line.split()] for line in file]
+    return any(first <= NOBODY < first + count for first, _, count in ranges)
+
+
 def drop_privileges() -> None:
-    """Give up root for `NOBODY`, every capability, and any way to gain one again."""
+    """Give up root for `NOBODY` where there is one, every capability, and any way to gain one again."""
     # Fails without CAP_SETPCAP, when there is nothing to give up, and past the kernel's last capability.
     for capability in range(_CAPABILITY_LIMIT):
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if os.geteuid() == 0:
+    if can_become_nobody():
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)

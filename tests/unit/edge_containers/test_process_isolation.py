@@ -122,3 +122,32 @@ def test_a_module_is_limited(found: dict[str, Any]) -> None:
     assert found["open files"] <= 1024
     assert found["core"] == [0, 0]
     assert found["out of memory first"] == 500
+
+
+ROOT_ALONE = """
+import sys
+from pathlib import Path
+from edge_containers.process_runtime import ProcessRuntime
+for kind in ("user", "mnt", "pid"):
+    Path(f"/proc/sys/user/max_{kind}_namespaces").write_text("0")
+report = ProcessRuntime(Path(sys.argv[1]), Path(sys.argv[2])).report()
+print(report.tier, report.reason)
+"""
+
+
+def test_root_of_a_container_that_knows_no_other_user_still_has_a_tier(tmp_path: Path) -> None:
+    """As in a rootless container that is refused namespaces: uid 0 is the only one there, so nobody cannot be become."""
+    python = runtime_harness.find_python("landlock")
+    if python is None:
+        pytest.skip("no Python that modules may run under")
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", ROOT_ALONE]
+    done = subprocess.run(
+        [*command, str(tmp_path / "runtime"), str(python)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip("this machine makes no user namespaces")
+    assert done.stdout.startswith("landlock namespaces: "), done.stdout + done.stderr
