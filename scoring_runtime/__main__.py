@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import old_imports
 from .cpu_budget import available_cpus
 from .errors import ModelError, ScriptError, StartError
 from .metrics import Metrics
@@ -81,6 +82,7 @@ def _prepare_process(settings: Settings) -> None:
         os.chdir(settings.app_root)
     # After everything else on the path: a real azureml package in the image wins.
     sys.path.append(str(Path(__file__).parent / "shims"))
+    old_imports.install()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(
@@ -120,6 +122,7 @@ def _serve(settings: Settings) -> int:
         documents=documents,
         metrics=metrics,
         body_limit_bytes=settings.body_limit_bytes,
+        cors_origins=settings.cors_origins,
     )
     server = ModuleServer(
         app.asgi(),

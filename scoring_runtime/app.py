@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .cors import CorsMiddleware
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
 from .errors import BusyError
 from .json_codec import encode
@@ -52,6 +54,7 @@ class ScoringApp:
         documents: SwaggerDocuments,
         metrics: Metrics,
         body_limit_bytes: int,
+        cors_origins: Sequence[str] = (),
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -59,6 +62,7 @@ class ScoringApp:
         self._documents = documents
         self._metrics = metrics
         self._body_limit_bytes = body_limit_bytes
+        self._cors_origins = cors_origins
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -73,7 +77,8 @@ class ScoringApp:
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         )
         app.router.redirect_slashes = False  # /score/ is 404 on Azure ML's server
-        return RequestIdMiddleware(app)
+        with_ids = RequestIdMiddleware(app)
+        return CorsMiddleware(with_ids, self._cors_origins) if self._cors_origins else with_ids
 
     async def healthy(self, request: Request) -> Response:
         return PlainTextResponse("Healthy")
@@ -87,8 +92,8 @@ class ScoringApp:
         return _error(status, f"not ready: the module is {self._readiness.phase.value}")
 
     async def score(self, request: Request) -> Response:
-        if request.method == "OPTIONS":
-            return Response(status_code=200, media_type=JSON)
+        if request.method == "OPTIONS" and not self._plane.takes_raw_http:
+            return Response(status_code=200, media_type=JSON, headers={"x-ms-run-function-failed": "False"})
         if request.method == "HEAD":
             return _error(405, "Method Not Allowed", {"allow": "GET, POST, OPTIONS"})
         if self._readiness.phase is Phase.STARTING:
@@ -96,7 +101,9 @@ class ScoringApp:
         try:
             body, content_type = await self._input(request)
             ids: RequestIds = request.scope["ids"]
-            asked = ScoringRequest(body, content_type, ids.request, request.headers)
+            asked = ScoringRequest(
+                body, content_type, ids.request, request.headers, request.method, _target(request)
+            )
             reply = await asyncio.wrap_future(self._pool.submit(functools.partial(self._plane.score, asked)))
         except BodyTooLargeError as error:
             # The rest of the body is not read, so this connection cannot carry another request.
@@ -118,7 +125,7 @@ class ScoringApp:
 
     async def _input(self, request: Request) -> tuple[bytes, str]:
         """The body and its media type; a GET's query stands for the JSON object it spells."""
-        if request.method == "GET":
+        if request.method == "GET" and not self._plane.takes_raw_http:
             return encode(_query_object(request)), JSON
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         return await _read_body(request, self._body_limit_bytes), media_type
@@ -144,7 +151,7 @@ class RequestIdMiddleware:
         try:
             ids = RequestIds.read(Request(scope).headers)
         except IdTooLongError as error:
-            await _error(431, str(error), {"connection": "close"})(scope, receive, send)
+            await _error(431, str(error), {"connection": "close", **error.headers()})(scope, receive, send)
             return
         scope["ids"] = ids
 
@@ -191,10 +198,35 @@ def _json_or_text(text: str) -> Any:
 
 
 def _scored(reply: ScoringReply) -> Response:
-    headers = {"x-ms-run-function-failed": str(reply.outcome in _RUN_FAILURES)}
+    headers = score_headers(reply)
+    answer = reply.rendered
+    if answer is None:
+        return Response(reply.body, STATUS[reply.outcome], dict(headers), reply.content_type)
+    response = (
+        Response(answer.body, answer.status)
+        if answer.stream is None
+        else StreamingResponse(iterate_in_threadpool(answer.stream), answer.status)
+    )
+    # One by one: a script may send the same header more than once.
+    given = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in answer.headers]
+    response.raw_headers += given + [(name.encode(), value.encode()) for name, value in headers]
+    return response
+
+
+def score_headers(reply: ScoringReply) -> list[tuple[str, str]]:
+    """What every answer of `/score` says beside its ids, its type and its length."""
+    failed = reply.outcome in _RUN_FAILURES
+    headers = [("x-ms-run-function-failed", str(failed))]
     if reply.run_s is not None:
-        headers["x-ms-run-fn-exec-ms"] = f"{reply.run_s * 1000:.3f}"
-    return Response(reply.body, STATUS[reply.outcome], headers, reply.content_type)
+        headers.append(("x-ms-run-fn-exec-ms", f"{reply.run_s * 1000:.3f}"))
+    return headers
+
+
+def _target(request: Request) -> str:
+    """Path and query as they were sent."""
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope["query_string"]
+    return (path.partition(b"?")[0] + (b"?" + query if query else b"")).decode("latin-1")
 
 
 def _json(status: int, document: Any, headers: Mapping[str, str] | None = None) -> Response:

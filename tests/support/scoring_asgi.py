@@ -10,7 +10,7 @@ from urllib.parse import quote
 from scoring_server import Reply
 
 from scoring_runtime.app import ScoringApp
-from scoring_runtime.data_plane import DataPlane, ScoringRequest
+from scoring_runtime.data_plane import DataPlane, Scorer, ScoringRequest
 from scoring_runtime.json_codec import decode, encode
 from scoring_runtime.metrics import Metrics
 from scoring_runtime.readiness import Phase, Readiness
@@ -40,11 +40,17 @@ class AppUnderTest:
     """The app around one function, with its collaborators to look at."""
 
     def __init__(
-        self, run: Callable[[Any], Any] = lambda value: value, *, body_limit_bytes: int = 1000
+        self,
+        run: Callable[[Any], Any] = lambda value: value,
+        *,
+        scorer: Scorer | None = None,
+        body_limit_bytes: int = 1000,
+        **options: Any,
     ) -> None:
         self.metrics = Metrics("double:1")
         self.readiness = Readiness("double:1", Phase.READY)
-        scorer = FunctionScorer(run)
+        scorer = scorer or FunctionScorer(run)
+        self.sent_headers: list[tuple[str, str]] = []
         self._app = ScoringApp(
             DataPlane(scorer, self.metrics),
             WorkerPool(1),
@@ -52,6 +58,7 @@ class AppUnderTest:
             documents=SwaggerDocuments(scorer.signature, Service(), None),
             metrics=self.metrics,
             body_limit_bytes=body_limit_bytes,
+            **options,
         ).asgi()
 
     def call(
@@ -80,11 +87,19 @@ class AppUnderTest:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
+            if not chunks:
+                await asyncio.Event().wait()  # the client stays, and sends nothing more
             return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         await self._app(scope, receive, send)
-        headers = {name.decode().lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
-        return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+        self.sent_headers = [
+            (name.decode().lower(), value.decode("latin-1")) for name, value in sent[0]["headers"]
+        ]
+        return Reply(
+            sent[0]["status"],
+            dict(self.sent_headers),
+            b"".join(message.get("body", b"") for message in sent[1:]),
+        )
