@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import old_imports
+from . import log_format, old_imports
 from .cpu_budget import available_cpus
 from .errors import ModelError, ScriptError, StartError
 from .metrics import Metrics
 from .readiness import Readiness
 from .settings import DEFAULT_HOST, DEFAULT_PORT, VARIABLES, Settings
 from .signals import EarlySignals
-from .sockets import listening_sockets
+from .sockets import bind, listening_sockets
 from .traffic import Traffic
 from .workers import WorkerPool
 
@@ -85,12 +85,9 @@ def _prepare_process(settings: Settings) -> None:
     old_imports.install()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    logging.Formatter.converter = time.gmtime
+    log_format.configure(settings.log_level, settings.log_format)
+    for warning in settings.warnings:
+        log.warning("%s", warning)
 
 
 def _serve(settings: Settings) -> int:
@@ -103,15 +100,21 @@ def _serve(settings: Settings) -> int:
     early = EarlySignals()
     early.install()
     public, health = listening_sockets(settings)
+    if health is None and settings.health_port is not None:
+        health = bind(settings.host, settings.health_port)
     metrics = Metrics(settings.model)
     scorer = _load_scorer(settings, metrics)
 
     from .app import ScoringApp
     from .data_plane import DataPlane
+    from .fast_path import FastScore
+    from .run_timer import RunTimer
     from .schema import SwaggerDocuments
     from .server import ModuleServer
 
-    plane = DataPlane(scorer, metrics)
+    timer = RunTimer(settings.scoring_timeout_ms)
+    metrics.gauge("runs_overdue", lambda: float(timer.overdue))
+    plane = DataPlane(scorer, metrics, timer)
     pool = WorkerPool(settings.threads)
     readiness = Readiness(settings.model)
     documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
@@ -123,6 +126,7 @@ def _serve(settings: Settings) -> int:
         metrics=metrics,
         body_limit_bytes=settings.body_limit_bytes,
         cors_origins=settings.cors_origins,
+        body_timeout_s=settings.body_timeout_s,
     )
     server = ModuleServer(
         app.asgi(),
@@ -132,6 +136,7 @@ def _serve(settings: Settings) -> int:
         hold=settings.hold,
         early=early,
         traffic=_message_traffic(settings, plane, pool, readiness, metrics),
+        fast=FastScore.over(scorer, plane, pool, metrics, body_limit_bytes=settings.body_limit_bytes),
     )
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again

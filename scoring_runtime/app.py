@@ -7,8 +7,8 @@ Every error body is `{"message": …}`.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +28,7 @@ from .metrics import Metrics
 from .readiness import Phase, Readiness
 from .request_ids import IdTooLongError, RequestIds
 from .schema import SwaggerDocuments, UnknownSwaggerVersionError
+from .settings import DEFAULT_BODY_TIMEOUT_S
 from .workers import WorkerPool
 
 JSON = "application/json"
@@ -38,8 +39,9 @@ STATUS = {
     Outcome.UNSUPPORTED_CONTENT_TYPE: 415,
     Outcome.RUN_FAILED: 500,
     Outcome.BAD_RESULT: 500,
+    Outcome.TIMED_OUT: 500,
 }
-_RUN_FAILURES = (Outcome.RUN_FAILED, Outcome.BAD_RESULT)
+_RUN_FAILURES = (Outcome.RUN_FAILED, Outcome.BAD_RESULT, Outcome.TIMED_OUT)
 
 
 class ScoringApp:
@@ -55,6 +57,7 @@ class ScoringApp:
         metrics: Metrics,
         body_limit_bytes: int,
         cors_origins: Sequence[str] = (),
+        body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -63,6 +66,7 @@ class ScoringApp:
         self._metrics = metrics
         self._body_limit_bytes = body_limit_bytes
         self._cors_origins = cors_origins
+        self._body_timeout_s = body_timeout_s
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -104,15 +108,32 @@ class ScoringApp:
             asked = ScoringRequest(
                 body, content_type, ids.request, request.headers, request.method, _target(request)
             )
-            reply = await asyncio.wrap_future(self._pool.submit(functools.partial(self._plane.score, asked)))
+            reply = await self._run(asked)
         except BodyTooLargeError as error:
             # The rest of the body is not read, so this connection cannot carry another request.
             return _error(413, str(error), {"connection": "close"})
+        except TimeoutError:
+            expected = f"the body did not arrive within {self._body_timeout_s:g} s"
+            return _error(408, expected, {"connection": "close"})
         except BusyError as error:
             return _error(503, str(error), {"retry-after": "1"})
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it: nginx's number for a client that left
         return _scored(reply)
+
+    async def _run(self, asked: ScoringRequest) -> ScoringReply:
+        """The reply, or the timeout's one as soon as `run` has had its time: it may not be stoppable."""
+        call = _TimedCall(self._plane, asked)
+        future = asyncio.wrap_future(self._pool.submit(call))
+        limit_s = self._plane.timeout_s
+        if limit_s is None:
+            return await future
+        while True:
+            done, _ = await asyncio.wait({future}, timeout=call.remaining_s(limit_s))
+            if done:
+                return future.result()
+            if call.remaining_s(limit_s) <= 0:
+                return self._plane.timed_out(asked)
 
     async def swagger(self, request: Request) -> Response:
         try:
@@ -128,7 +149,26 @@ class ScoringApp:
         if request.method == "GET" and not self._plane.takes_raw_http:
             return encode(_query_object(request)), JSON
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return await _read_body(request, self._body_limit_bytes), media_type
+        async with asyncio.timeout(self._body_timeout_s):
+            return await _read_body(request, self._body_limit_bytes), media_type
+
+
+class _TimedCall:
+    """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
+
+    def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
+        self._plane = plane
+        self._request = request
+        self._started: float | None = None
+
+    def __call__(self) -> ScoringReply:
+        self._started = time.monotonic()
+        return self._plane.score(self._request)
+
+    def remaining_s(self, limit_s: float) -> float:
+        if self._started is None:
+            return limit_s
+        return self._started + limit_s - time.monotonic()
 
 
 class BodyTooLargeError(ValueError):

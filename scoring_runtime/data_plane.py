@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from .errors import ContentTypeError, RequestError, ResultError
 from .json_codec import encode
 from .metrics import Metrics
+from .run_timer import RunTimer, ScoringTimeout
 from .schema import Signature
 from .tracebacks import user_traceback
 
@@ -30,6 +31,7 @@ class Outcome(Enum):
     UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
     RUN_FAILED = "run_failed"
     BAD_RESULT = "bad_result"
+    TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,26 @@ class Scorer(Protocol):
 
 
 class DataPlane:
-    def __init__(self, scorer: Scorer, metrics: Metrics) -> None:
+    def __init__(self, scorer: Scorer, metrics: Metrics, timer: RunTimer | None = None) -> None:
         self._scorer = scorer
         self._metrics = metrics
+        self._timer = timer
 
     @property
     def takes_raw_http(self) -> bool:
         """Whether the scorer wants every request whole: GET, POST and OPTIONS."""
         return bool(getattr(self._scorer, "takes_raw_http", False))
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long one run may take. `score` stops it where that is possible; whoever waits for the reply from another
+        thread gives up at this time all the same and answers with `timed_out`."""
+        return self._timer.timeout_s if self._timer is not None else None
+
+    def timed_out(self, request: ScoringRequest) -> ScoringReply:
+        """The answer for a run that has not come back; it is counted when it does."""
+        log.error("request %s: run() exceeds its time and has not stopped yet", request.label)
+        return self._too_slow(self.timeout_s)
 
     def score(self, request: ScoringRequest, source: str = "http") -> ScoringReply:
         """Answer one request; `source` is the counter's label."""
@@ -123,7 +137,10 @@ class DataPlane:
         try:
             arguments = self._scorer.parse(request)
             started = time.perf_counter()
-            result = self._scorer.run(arguments)
+            if self._timer is None:
+                result = self._scorer.run(arguments)
+            else:
+                result = self._timer.run(self._scorer.run, arguments)
             run_s = time.perf_counter() - started
             answer = self._scorer.render(result)
             if isinstance(answer, bytes):
@@ -137,11 +154,18 @@ class DataPlane:
         except ResultError as error:
             log.error("request %s: run() returned what JSON cannot hold: %s", request.label, error)
             return failure(Outcome.BAD_RESULT, BAD_RESULT, run_s)
+        except ScoringTimeout as error:
+            log.error("request %s: run() exceeded its time\n%s", request.label, user_traceback(error))
+            return self._too_slow(time.perf_counter() - started if started is not None else None)
         except BaseException as error:  # SystemExit in a script must not end a worker thread
             if started is not None and run_s is None:
                 run_s = time.perf_counter() - started
             log.error("request %s: run() raised\n%s", request.label, user_traceback(error))
             return failure(Outcome.RUN_FAILED, RUN_FAILED, run_s)
+
+    def _too_slow(self, run_s: float | None) -> ScoringReply:
+        limit_ms = self._timer.timeout_ms if self._timer is not None else 0
+        return failure(Outcome.TIMED_OUT, f"Scoring timeout after {limit_ms} ms", run_s)
 
 
 def _gathered(reply: ScoringReply, stream: Iterator[bytes], request: ScoringRequest) -> ScoringReply:

@@ -14,6 +14,7 @@ from scoring_runtime.data_plane import DataPlane, Scorer, ScoringRequest
 from scoring_runtime.json_codec import decode, encode
 from scoring_runtime.metrics import Metrics
 from scoring_runtime.readiness import Phase, Readiness
+from scoring_runtime.run_timer import RunTimer
 from scoring_runtime.schema import Service, Signature, SwaggerDocuments
 from scoring_runtime.workers import WorkerPool
 
@@ -45,6 +46,7 @@ class AppUnderTest:
         *,
         scorer: Scorer | None = None,
         body_limit_bytes: int = 1000,
+        timeout_ms: int = 60_000,
         **options: Any,
     ) -> None:
         self.metrics = Metrics("double:1")
@@ -52,7 +54,7 @@ class AppUnderTest:
         scorer = scorer or FunctionScorer(run)
         self.sent_headers: list[tuple[str, str]] = []
         self._app = ScoringApp(
-            DataPlane(scorer, self.metrics),
+            DataPlane(scorer, self.metrics, RunTimer(timeout_ms)),
             WorkerPool(1),
             readiness=self.readiness,
             documents=SwaggerDocuments(scorer.signature, Service(), None),
@@ -67,8 +69,11 @@ class AppUnderTest:
         target: str,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        *,
         chunk: int = 1 << 20,
+        pause_s: float = 0.0,
     ) -> Reply:
+        """`pause_s` passes before every piece of `chunk` bytes."""
         path, _, query = target.partition("?")
         scope = {
             "type": "http",
@@ -80,13 +85,14 @@ class AppUnderTest:
             "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
         }
         return asyncio.run(
-            self._call(scope, [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""])
+            self._call(scope, [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""], pause_s)
         )
 
-    async def _call(self, scope: dict[str, Any], chunks: list[bytes]) -> Reply:
+    async def _call(self, scope: dict[str, Any], chunks: list[bytes], pause_s: float) -> Reply:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
+            await asyncio.sleep(pause_s)
             if not chunks:
                 await asyncio.Event().wait()  # the client stays, and sends nothing more
             return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
