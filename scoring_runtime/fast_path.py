@@ -1,0 +1,245 @@
+"""`POST /score` without ASGI: from a parsed head and a body to the answer's bytes.
+
+Where a request is computed:
+
+| scorer | others in the same turn | computed |
+| --- | --- | --- |
+| bare model, joined runs pay | any | in the loop, one run for all of them |
+| bare model, short | any | in the loop, one after the other |
+| bare model, long | none, and the threads idle | in the loop |
+| bare model, long | some, or the threads busy | in the threads |
+| script | any | in a thread, in the loop once its calls have shown to be short |
+
+A body over INLINE_BODY_BYTES is never computed in the loop while somebody else waits. The answer is what `app.py`
+gives: the same data plane, ids and headers, without the request and response objects in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .calibration import INLINE_BODY_BYTES, LONE_INLINE_S, Calibration, Placement, calibrate
+from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
+from .errors import BusyError
+from .head_memo import Head, HeadMemo
+from .json_codec import encode
+from .metrics import Metrics
+from .request_ids import new_request_id
+from .turn_batch import score_together
+from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .data_plane import Scorer
+
+
+class Connection(Protocol):
+    """Who asked; told once, in the event loop's thread."""
+
+    def answer(self, call: Call, reply: ScoringReply) -> None: ...
+
+    def refuse(self, call: Call, status: int, message: str) -> None: ...
+
+
+class Call:
+    """One request between its arrival and its answer."""
+
+    __slots__ = ("body", "connection", "given_id", "head")
+
+    def __init__(self, connection: Connection, head: Head, given_id: str | None, body: bytes) -> None:
+        self.connection = connection
+        self.head = head
+        self.given_id = given_id
+        self.body = body
+
+    @property
+    def content_type(self) -> str:
+        return self.head.content_type
+
+    def request(self) -> ScoringRequest:
+        self.given_id = self.given_id or new_request_id()
+        head = self.head
+        return ScoringRequest(self.body, head.content_type, self.given_id, head.headers_with(self.given_id))
+
+    def id_headers(self) -> bytes:
+        return self.head.id_headers(self.given_id or new_request_id())
+
+
+class FastScore:
+    """The event loop's own; shared by all connections of a process."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        plane: DataPlane,
+        pool: WorkerPool,
+        metrics: Metrics,
+        *,
+        body_limit_bytes: int,
+    ) -> None:
+        self.memo = HeadMemo(body_limit_bytes)
+        self._scorer: Any = scorer
+        self._plane = plane
+        self._pool = pool
+        self._count = functools.partial(metrics.request, "http", Outcome.OK.value)
+        is_model = hasattr(scorer, "join")
+        self.calibration = calibrate(self._scorer) if is_model else Calibration(None)
+        self._placement = Placement(inline=self.calibration.is_short, settled=is_model)
+        self._turn: list[Call] = []
+        # A model's requests are looked at when the turn is over; a script's one by one, as they come.
+        self.accept: Callable[[Call], None] = self._collect if is_model else self._place
+        self._flush = self._run_together if self.calibration.rows > 1 else self._run_turn
+
+    @classmethod
+    def over(
+        cls, scorer: Scorer, plane: DataPlane, pool: WorkerPool, metrics: Metrics, *, body_limit_bytes: int
+    ) -> FastScore | None:
+        """None for a script that wants every request whole: ASGI's view of it is richer."""
+        if getattr(scorer, "takes_raw_http", False):
+            return None
+        return cls(scorer, plane, pool, metrics, body_limit_bytes=body_limit_bytes)
+
+    def _collect(self, call: Call) -> None:
+        if not self._turn:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._turn.append(call)
+
+    def _end_turn(self) -> None:
+        calls, self._turn = self._turn, []
+        self._flush(calls)
+
+    def _run_together(self, calls: list[Call]) -> None:
+        if len(calls) == 1:
+            self._place(calls[0])
+            return
+        small = [call for call in calls if len(call.body) <= INLINE_BODY_BYTES]
+        score_together(
+            self._scorer,
+            small,
+            most_rows=self.calibration.rows,
+            answer=self._answer_counted,
+            alone=self._place,
+        )
+        for call in calls:
+            if len(call.body) > INLINE_BODY_BYTES:
+                self._place(call)
+
+    def _answer_counted(self, call: Call, reply: ScoringReply) -> None:
+        self._count(reply.run_s)
+        call.connection.answer(call, reply)
+
+    def _run_turn(self, calls: list[Call]) -> None:
+        lone = len(calls) == 1 and (self.calibration.run_s or 1.0) < LONE_INLINE_S
+        if lone and self._pool.try_enter():
+            self._run_here(calls[0])
+            return
+        for call in calls:
+            self._place(call)
+
+    def _place(self, call: Call) -> None:
+        if self._placement.inline and len(call.body) <= INLINE_BODY_BYTES and self._pool.try_enter():
+            self._run_here(call)
+        else:
+            self._hand_over(call)
+
+    def _run_here(self, call: Call) -> None:
+        started = time.perf_counter()
+        try:
+            reply = self._plane.score(call.request())
+        finally:
+            self._pool.leave()
+        self._placement.saw(time.perf_counter() - started)
+        call.connection.answer(call, reply)
+
+    def _hand_over(self, call: Call) -> None:
+        try:
+            future = self._pool.submit(functools.partial(self._timed, call.request()))
+        except BusyError as error:
+            call.connection.refuse(call, 503, str(error))
+            return
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._handed_back, call, done))
+
+    def _timed(self, request: ScoringRequest) -> tuple[ScoringReply, float]:
+        started = time.perf_counter()
+        reply = self._plane.score(request)
+        return reply, time.perf_counter() - started
+
+    def _handed_back(self, call: Call, done: Future[tuple[ScoringReply, float]]) -> None:
+        reply, seconds = done.result()
+        self._placement.saw(seconds)
+        call.connection.answer(call, reply)
+
+
+def answer_bytes(call: Call, reply: ScoringReply, date: bytes, *, close: bool) -> bytes:
+    """The whole answer; `date` is a header line, or nothing."""
+    if close:
+        date += b"connection: close\r\n"
+    if reply.outcome is Outcome.OK and reply.rendered is None and reply.run_s is not None:
+        return _OK % (
+            date,
+            reply.run_s * 1000,
+            len(reply.body),
+            reply.content_type.encode(),
+            call.id_headers(),
+            reply.body,
+        )
+    return _other_answer(call, reply, date)
+
+
+_OK = (
+    b"HTTP/1.1 200 OK\r\n%bx-ms-run-function-failed: False\r\nx-ms-run-fn-exec-ms: %.3f\r\n"
+    b"content-length: %d\r\ncontent-type: %b\r\n%b\r\n%b"
+)
+
+
+def _other_answer(call: Call, reply: ScoringReply, date: bytes) -> bytes:
+    from .app import STATUS, score_headers
+
+    status, body = STATUS[reply.outcome], reply.body
+    headers = score_headers(reply)
+    if reply.rendered is None:
+        headers = [*headers, ("content-type", reply.content_type)]
+    else:
+        status = reply.rendered.status
+        body = body if reply.rendered.stream is None else b"".join(reply.rendered.stream)
+        headers = [*reply.rendered.headers, *headers]
+    return _answer(status, headers, call, date, body)
+
+
+def refusal_bytes(call: Call, status: int, message: str, date: bytes, *, close: bool) -> bytes:
+    if close:
+        date += b"connection: close\r\n"
+    headers = [("x-ms-run-function-failed", "False"), ("content-type", "application/json")]
+    if status == 503:
+        headers.append(("retry-after", "1"))
+    return _answer(status, headers, call, date, encode({"message": message}))
+
+
+def _answer(status: int, headers: Sequence[tuple[str, str]], call: Call, date: bytes, body: bytes) -> bytes:
+    lines = "".join(
+        f"{name}: {value}\r\n"
+        for name, value in headers
+        if name.lower() not in ("content-length", "connection")
+    )
+    return b"HTTP/1.1 %d %b\r\n%b%bcontent-length: %d\r\n%b\r\n%b" % (
+        status,
+        _phrase(status),
+        date,
+        lines.encode("latin-1", "replace"),
+        len(body),
+        call.id_headers(),
+        body,
+    )
+
+
+def _phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
