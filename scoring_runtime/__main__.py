@@ -29,6 +29,8 @@ from .workers import WorkerPool
 
 if TYPE_CHECKING:
     from .data_plane import DataPlane, Scorer
+    from .inference_v2 import InferenceV2
+    from .run_timer import RunTimer
 
 log = logging.getLogger("scoring_runtime")
 
@@ -115,7 +117,7 @@ def _serve(settings: Settings) -> int:
     timer = RunTimer(settings.scoring_timeout_ms)
     metrics.gauge("runs_overdue", lambda: float(timer.overdue))
     plane = DataPlane(scorer, metrics, timer)
-    pool = WorkerPool(settings.threads)
+    pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
     readiness = Readiness(settings.model)
     documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
     app = ScoringApp(
@@ -127,6 +129,7 @@ def _serve(settings: Settings) -> int:
         body_limit_bytes=settings.body_limit_bytes,
         cors_origins=settings.cors_origins,
         body_timeout_s=settings.body_timeout_s,
+        v2=_inference_v2(settings, scorer, metrics, timer, readiness),
     )
     server = ModuleServer(
         app.asgi(),
@@ -136,7 +139,14 @@ def _serve(settings: Settings) -> int:
         hold=settings.hold,
         early=early,
         traffic=_message_traffic(settings, plane, pool, readiness, metrics),
-        fast=FastScore.over(scorer, plane, pool, metrics, body_limit_bytes=settings.body_limit_bytes),
+        fast=FastScore.over(
+            scorer,
+            plane,
+            pool,
+            metrics,
+            body_limit_bytes=settings.body_limit_bytes,
+            body_timeout_s=settings.body_timeout_s,
+        ),
     )
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
@@ -163,6 +173,22 @@ def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
             f"serving {settings.served} needs numpy and onnxruntime in the image: {error}"
         ) from error
     return OnnxModel.load(settings.served, threads=available_cpus(), count_non_finite=metrics.non_finite)
+
+
+def _inference_v2(
+    settings: Settings, scorer: Scorer, metrics: Metrics, timer: RunTimer, readiness: Readiness
+) -> InferenceV2 | None:
+    """The Open Inference Protocol is for bare models: a script's body is its own."""
+    if settings.is_script:
+        return None
+    from .data_plane import DataPlane
+    from .inference_v2 import InferenceV2, V2Scorer
+    from .onnx_model import OnnxModel
+
+    assert isinstance(scorer, OnnxModel)
+    name, _, version = settings.model.partition(":")
+    v2 = V2Scorer(scorer, name, version or "1", metrics.non_finite)
+    return InferenceV2(v2, DataPlane(v2, metrics, timer), readiness)
 
 
 def _message_traffic(

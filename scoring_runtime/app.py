@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
@@ -30,6 +30,9 @@ from .request_ids import IdTooLongError, RequestIds
 from .schema import SwaggerDocuments, UnknownSwaggerVersionError
 from .settings import DEFAULT_BODY_TIMEOUT_S
 from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .inference_v2 import InferenceV2
 
 JSON = "application/json"
 
@@ -58,6 +61,7 @@ class ScoringApp:
         body_limit_bytes: int,
         cors_origins: Sequence[str] = (),
         body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
+        v2: InferenceV2 | None = None,
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -67,6 +71,7 @@ class ScoringApp:
         self._body_limit_bytes = body_limit_bytes
         self._cors_origins = cors_origins
         self._body_timeout_s = body_timeout_s
+        self._v2 = v2
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -77,6 +82,7 @@ class ScoringApp:
                 Route("/score", self.score, methods=["GET", "POST", "OPTIONS"]),
                 Route("/swagger.json", self.swagger, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
+                *(self._v2.routes(self.answer) if self._v2 is not None else ()),
             ],
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         )
@@ -100,32 +106,42 @@ class ScoringApp:
             return Response(status_code=200, media_type=JSON, headers={"x-ms-run-function-failed": "False"})
         if request.method == "HEAD":
             return _error(405, "Method Not Allowed", {"allow": "GET, POST, OPTIONS"})
+        return await self.answer(request, self._plane, _scored, _error)
+
+    async def answer(
+        self,
+        request: Request,
+        plane: DataPlane,
+        done: Callable[[ScoringReply, int], Response],
+        refuse: Callable[..., Response],
+    ) -> Response:
+        """Score a request's body; `done(reply, status)` and `refuse(status, message, headers)` say it to the client."""
         if self._readiness.phase is Phase.STARTING:
-            return _error(503, "not ready: the module is starting")
+            return refuse(503, "not ready: the module is starting")
         try:
             body, content_type = await self._input(request)
             ids: RequestIds = request.scope["ids"]
             asked = ScoringRequest(
                 body, content_type, ids.request, request.headers, request.method, _target(request)
             )
-            reply = await self._run(asked)
+            reply = await self._run(plane, asked)
         except BodyTooLargeError as error:
             # The rest of the body is not read, so this connection cannot carry another request.
-            return _error(413, str(error), {"connection": "close"})
+            return refuse(413, str(error), {"connection": "close"})
         except TimeoutError:
             expected = f"the body did not arrive within {self._body_timeout_s:g} s"
-            return _error(408, expected, {"connection": "close"})
+            return refuse(408, expected, {"connection": "close"})
         except BusyError as error:
-            return _error(503, str(error), {"retry-after": "1"})
+            return refuse(503, str(error), {"retry-after": "1"})
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it: nginx's number for a client that left
-        return _scored(reply)
+        return done(reply, STATUS[reply.outcome])
 
-    async def _run(self, asked: ScoringRequest) -> ScoringReply:
+    async def _run(self, plane: DataPlane, asked: ScoringRequest) -> ScoringReply:
         """The reply, or the timeout's one as soon as `run` has had its time: it may not be stoppable."""
-        call = _TimedCall(self._plane, asked)
+        call = _TimedCall(plane, asked)
         future = asyncio.wrap_future(self._pool.submit(call))
-        limit_s = self._plane.timeout_s
+        limit_s = plane.timeout_s
         if limit_s is None:
             return await future
         while True:
@@ -133,7 +149,7 @@ class ScoringApp:
             if done:
                 return future.result()
             if call.remaining_s(limit_s) <= 0:
-                return self._plane.timed_out(asked)
+                return plane.timed_out(asked)
 
     async def swagger(self, request: Request) -> Response:
         try:
@@ -237,11 +253,11 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _scored(reply: ScoringReply) -> Response:
+def _scored(reply: ScoringReply, status: int) -> Response:
     headers = score_headers(reply)
     answer = reply.rendered
     if answer is None:
-        return Response(reply.body, STATUS[reply.outcome], dict(headers), reply.content_type)
+        return Response(reply.body, status, dict(headers), reply.content_type)
     response = (
         Response(answer.body, answer.status)
         if answer.stream is None
