@@ -18,19 +18,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .calibration import INLINE_BODY_BYTES, LONE_INLINE_S, Calibration, Placement, calibrate
+from .calibration import INLINE_BODY_BYTES, LONE_INLINE_S, Calibration, Placement
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
 from .errors import BusyError
 from .head_memo import Head, HeadMemo
 from .json_codec import encode
 from .metrics import Metrics
 from .request_ids import new_request_id
+from .settings import DEFAULT_BODY_TIMEOUT_S
 from .turn_batch import score_together
 from .workers import WorkerPool
 
@@ -81,14 +83,16 @@ class FastScore:
         metrics: Metrics,
         *,
         body_limit_bytes: int,
+        body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
     ) -> None:
+        self.body_timeout_s = body_timeout_s
         self.memo = HeadMemo(body_limit_bytes)
         self._scorer: Any = scorer
         self._plane = plane
         self._pool = pool
         self._count = functools.partial(metrics.request, "http", Outcome.OK.value)
         is_model = hasattr(scorer, "join")
-        self.calibration = calibrate(self._scorer) if is_model else Calibration(None)
+        self.calibration: Calibration = scorer.calibration if is_model else Calibration(None)  # type: ignore[attr-defined]
         self._placement = Placement(inline=self.calibration.is_short, settled=is_model)
         self._turn: list[Call] = []
         # A model's requests are looked at when the turn is over; a script's one by one, as they come.
@@ -97,12 +101,21 @@ class FastScore:
 
     @classmethod
     def over(
-        cls, scorer: Scorer, plane: DataPlane, pool: WorkerPool, metrics: Metrics, *, body_limit_bytes: int
+        cls,
+        scorer: Scorer,
+        plane: DataPlane,
+        pool: WorkerPool,
+        metrics: Metrics,
+        *,
+        body_limit_bytes: int,
+        body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
     ) -> FastScore | None:
-        """None for a script that wants every request whole: ASGI's view of it is richer."""
-        if getattr(scorer, "takes_raw_http", False):
+        """None for a script that reads raw requests or writes its own responses (they may stream): ASGI's work."""
+        if getattr(scorer, "takes_raw_http", False) or _RESPONSES in sys.modules:
             return None
-        return cls(scorer, plane, pool, metrics, body_limit_bytes=body_limit_bytes)
+        return cls(
+            scorer, plane, pool, metrics, body_limit_bytes=body_limit_bytes, body_timeout_s=body_timeout_s
+        )
 
     def _collect(self, call: Call) -> None:
         if not self._turn:
@@ -157,23 +170,62 @@ class FastScore:
         call.connection.answer(call, reply)
 
     def _hand_over(self, call: Call) -> None:
+        run = _HandedOver(self._plane, call.request())
         try:
-            future = self._pool.submit(functools.partial(self._timed, call.request()))
+            future = self._pool.submit(run)
         except BusyError as error:
             call.connection.refuse(call, 503, str(error))
             return
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._handed_back, call, done))
+        limit_s = self._plane.timeout_s
+        if limit_s is not None:
+            run.timer = loop.call_later(limit_s, self._check_time, call, run, limit_s)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._handed_back, call, run, done))
 
-    def _timed(self, request: ScoringRequest) -> tuple[ScoringReply, float]:
-        started = time.perf_counter()
-        reply = self._plane.score(request)
-        return reply, time.perf_counter() - started
+    def _handed_back(self, call: Call, run: _HandedOver, done: Future[ScoringReply]) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        if not run.given_up:
+            self._placement.saw(run.seconds)
+            call.connection.answer(call, done.result())
 
-    def _handed_back(self, call: Call, done: Future[tuple[ScoringReply, float]]) -> None:
-        reply, seconds = done.result()
-        self._placement.saw(seconds)
-        call.connection.answer(call, reply)
+    def _check_time(self, call: Call, run: _HandedOver, limit_s: float) -> None:
+        """The client is answered in time; the run itself may be one that cannot be stopped."""
+        remaining_s = run.remaining_s(limit_s)
+        if remaining_s > 0:
+            run.timer = asyncio.get_running_loop().call_later(
+                remaining_s, self._check_time, call, run, limit_s
+            )
+            return
+        run.given_up = True
+        call.connection.answer(call, self._plane.timed_out(run.request))
+
+
+class _HandedOver:
+    """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
+
+    __slots__ = ("_plane", "_started", "given_up", "request", "seconds", "timer")
+
+    def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
+        self._plane = plane
+        self._started: float | None = None
+        self.request = request
+        self.seconds = 0.0
+        self.given_up = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> ScoringReply:
+        self._started = started = time.monotonic()
+        reply = self._plane.score(self.request)
+        self.seconds = time.monotonic() - started
+        return reply
+
+    def remaining_s(self, limit_s: float) -> float:
+        return limit_s if self._started is None else self._started + limit_s - time.monotonic()
+
+
+# Where scripts get AMLResponse from, ours or the original package.
+_RESPONSES = "azureml.contrib.services.aml_response"
 
 
 def answer_bytes(call: Call, reply: ScoringReply, date: bytes, *, close: bool) -> bytes:

@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so bef
 import numpy as np
 import onnxruntime as ort
 
+from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
@@ -84,11 +86,27 @@ class Tensor:
         return BadInputError(f"input '{self.name}' expects {self}, found {found}")
 
 
+# A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
+_LONG_S = 1e-3
+# Two sessions hold the weights twice; a larger model has one, with all processors, and runs one at a time.
+_MOST_TWICE_BYTES = 64 * 1024 * 1024
+
+
 class OnnxModel:
-    """One inference session; `run` may be called from several threads."""
+    """`run` may be called from several threads.
+
+    A long run has all processors while it is alone, and one processor while others run beside it: threads inside a
+    run and runs beside each other are worth about the same, and together they fight (benchmarks/serving, cnn). So a
+    model with long runs has two sessions, and `parallel_runs` says how many runs at once are worth it.
+    """
 
     def __init__(self, session: ort.InferenceSession, count_non_finite: Callable[[int], None]) -> None:
         self._session = session
+        self._lone: ort.InferenceSession | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+        self.parallel_runs = 1
+        self.calibration = Calibration(None)
         self._count_non_finite = count_non_finite
         self._inputs = {node.name: _tensor(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
@@ -111,13 +129,20 @@ class OnnxModel:
         """
         if not file.is_file():
             raise ModelError(f"the model file does not exist: {file}")
-        try:
-            session = ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise ModelError(
-                f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}"
-            ) from error
-        return cls(session, count_non_finite)
+        model = cls(_session(file, 1), count_non_finite)
+        model.calibration = calibrate(model)
+        run_s = model.calibration.run_s
+        if threads > 1 and (run_s is None or run_s > _LONG_S):
+            model._use_processors(file, threads, shared=run_s is not None)
+        return model
+
+    def _use_processors(self, file: Path, threads: int, *, shared: bool) -> None:
+        whole = _session(file, threads)
+        if shared and file.stat().st_size <= _MOST_TWICE_BYTES:
+            self._lone = whole
+            self.parallel_runs = threads
+        else:
+            self._session = whole
 
     def parse(self, request: ScoringRequest) -> dict[str, np.ndarray]:
         if request.content_type in (JSON, ""):
@@ -129,9 +154,21 @@ class OnnxModel:
 
     def run(self, arguments: dict[str, np.ndarray]) -> list[Any]:
         try:
-            return list(self._session.run(self._outputs, arguments))
+            if self._lone is None:
+                return list(self._session.run(self._outputs, arguments))
+            return self._run_beside_others(self._lone, arguments)
         except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
+
+    def _run_beside_others(self, lone: ort.InferenceSession, arguments: dict[str, np.ndarray]) -> list[Any]:
+        with self._lock:
+            self._running += 1
+            session = lone if self._running == 1 else self._session
+        try:
+            return list(session.run(self._outputs, arguments))
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def render(self, result: list[Any]) -> bytes:
         counter = _NonFinite()
@@ -314,6 +351,13 @@ def _is_plain(value: Any) -> bool:
         return False
     kind = value.dtype.kind
     return kind in "iub" or (kind == "f" and value.dtype.itemsize > 2 and bool(np.isfinite(value).all()))
+
+
+def _session(file: Path, threads: int) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
 
 
 def _options(threads: int) -> ort.SessionOptions:

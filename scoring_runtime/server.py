@@ -45,8 +45,8 @@ _BACKLOG = 2048
 # that they are the ones who close it.
 _KEEP_ALIVE_S = 75
 
-# A body that stops arriving for this long ends its connection.
-_BODY_QUIET_S = 60
+# A head that is not there whole, or a client that does not read its answers, after this long ends its connection.
+_QUIET_S = 60
 # Bytes of following requests kept while one is computed; more stays in the socket.
 _BACKLOG_BYTES = 64 * 1024
 
@@ -86,7 +86,7 @@ class ScoringProtocol(HttpToolsProtocol):
     _missing = 0
     _backlog = b""
     _backlog_at = 0
-    _used = 0  # the second in which a request began, or a piece of its body came
+    _used = 0  # the second in which the last request began
 
     def __init__(
         self,
@@ -167,7 +167,6 @@ class ScoringProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _continue_body(self, data: bytes) -> None:
-        self._used = self.server_state.second
         following = min(len(data), self._missing)
         self._missing -= following
         self._pieces.append(data[:following])
@@ -254,18 +253,21 @@ class ScoringProtocol(HttpToolsProtocol):
     def tick(self) -> None:
         """Once a second: end what has been quiet for too long."""
         quiet_s = self.server_state.second - self._used
-        if self._missing and quiet_s > _BODY_QUIET_S:
-            assert self._asked is not None
-            (head, given_id), self._asked = self._asked, None
-            self._missing = 0
-            self._pieces.clear()
-            self.refuse(
-                Call(self, head, given_id, b""), 408, f"nothing of the body came for {_BODY_QUIET_S} seconds"
-            )
-        elif (self._stalled or self._reading_head) and quiet_s > _BODY_QUIET_S:
+        if self._missing:
+            self._check_body(quiet_s)
+        elif (self._stalled or self._reading_head) and quiet_s > _QUIET_S:
             self.transport.abort()
         elif self._is_idle() and self.timeout_keep_alive_task is None and quiet_s > _KEEP_ALIVE_S:
             self.transport.close()
+
+    def _check_body(self, waiting_s: float) -> None:
+        assert self._asked is not None and self._fast is not None
+        if waiting_s > self._fast.body_timeout_s:
+            (head, given_id), self._asked = self._asked, None
+            self._missing = 0
+            self._pieces.clear()
+            message = f"the body did not arrive within {self._fast.body_timeout_s:g} s"
+            self.refuse(Call(self, head, given_id, b""), 408, message)
 
     def _close_if_idle(self) -> None:
         if self._is_idle() and not self._reading_head:
