@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model_dir=options.model_dir,
             host=options.host,
             port=options.port,
+            golden=options.golden,
             cwd=Path.cwd(),
         )
         _prepare_process(settings)
@@ -72,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help=f"address to listen on (default {DEFAULT_HOST}; 0.0.0.0 for all)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default {DEFAULT_PORT}; 0 for any)")
+    parser.add_argument(
+        "--golden",
+        metavar="DIR",
+        help="recorded requests and answers to reproduce before the module is ready",
+    )
     return parser
 
 
@@ -106,6 +112,10 @@ def _serve(settings: Settings) -> int:
         health = bind(settings.host, settings.health_port)
     metrics = Metrics(settings.model)
     scorer = _load_scorer(settings, metrics)
+    if settings.golden is not None:
+        from .golden import check_golden
+
+        check_golden(settings.golden, scorer)
 
     from .app import ScoringApp
     from .data_plane import DataPlane

@@ -40,6 +40,7 @@ VARIABLES = {
     "HEALTH_PORT": "that port, 5000 by default",
     "AML_CORS_ORIGINS": "origins allowed to ask from a browser, joined by commas; * for any; none by default",
     "AZUREML_LOG_LEVEL": "DEBUG, INFO (default), WARNING or ERROR",
+    "EDGEWRIGHT_GOLDEN": "folder of golden cases, relative to AML_APP_ROOT; checked before the module is ready",
     "EDGEWRIGHT_LOG_FORMAT": "text (default) or json: one object a line",
     "SERVICE_NAME": "title of the swagger documents",
     "SERVICE_VERSION": "version of the swagger documents",
@@ -109,6 +110,7 @@ class Settings:
     health_port: int | None = None
     log_format: str = "text"
     warnings: tuple[str, ...] = ()
+    golden: Path | None = None
 
     @classmethod
     def read(
@@ -120,6 +122,7 @@ class Settings:
         model_dir: str | None = None,
         host: str | None = None,
         port: int | None = None,
+        golden: str | None = None,
         cwd: Path,
     ) -> Settings:
         """Combine arguments and environment.
@@ -157,6 +160,7 @@ class Settings:
             health_port=_health_port(environment),
             log_format=_one_of(environment, "EDGEWRIGHT_LOG_FORMAT", _LOG_FORMATS),
             warnings=_warnings(environment),
+            golden=_golden(environment, golden, app_root, cwd),
         )
 
 
@@ -215,6 +219,16 @@ def _folder(text: str | None, cwd: Path) -> Path | None:
     if not (cwd / text).is_dir():
         raise SettingsError(f"the model folder does not exist: {cwd / text}")
     return cwd / text
+
+
+def _golden(environment: Mapping[str, str], golden: str | None, app_root: Path, cwd: Path) -> Path | None:
+    in_image = environment.get("EDGEWRIGHT_GOLDEN")
+    if not golden and not in_image:
+        return None
+    folder = cwd / golden if golden else app_root / str(in_image)
+    if not folder.is_dir():
+        raise SettingsError(f"the folder of golden cases does not exist: {folder}")
+    return folder
 
 
 def _port(port: int | None) -> int:
