@@ -162,6 +162,7 @@ def _serve(settings: Settings) -> int:
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
     clean = asyncio.run(server.serve())
+    _write_collected()
     if not clean or pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
         logging.shutdown()
@@ -169,11 +170,18 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
+def _write_collected() -> None:
+    """What a script's ModelDataCollector has not written yet; the module is loaded only where a script uses it."""
+    collector = sys.modules.get(f"{__package__}.data_collector")
+    if collector is not None:
+        collector.close_all()
+
+
 def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
     if settings.is_script:
         from .entry_script import EntryScript
 
-        script = EntryScript.load(settings.served)
+        script = EntryScript.load(settings.served, settings.collects_data)
         script.init()
         return script
     try:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .current_request import set_request_id
 from .data_plane import Rendered, ScoringRequest
 from .errors import BadInputError, ContentTypeError, ScriptError
 from .json_codec import decode, encode
@@ -42,8 +43,9 @@ Parse = Callable[[ScoringRequest], dict[str, Any]]
 class EntryScript:
     """A loaded script; `init()` before the first `run`."""
 
-    def __init__(self, path: Path, module: ModuleType) -> None:
+    def __init__(self, path: Path, module: ModuleType, tracks_requests: bool = False) -> None:
         self.path = path
+        self._tracks_requests = tracks_requests
         self._init = _function(module, "init", path)
         self._run = _function(_driver(module), "run", path)
         _check_init(self._init, path)
@@ -68,13 +70,17 @@ class EntryScript:
             self.signature = schemas
 
     @classmethod
-    def load(cls, path: Path) -> EntryScript:
+    def load(cls, path: Path, tracks_requests: bool = False) -> EntryScript:
         """Run the script's top level.
+
+        Args:
+            path: the script.
+            tracks_requests: whether `current_request` knows which request a thread computes.
 
         Raises:
             ScriptError: no such file, it cannot be imported, or it has no usable `init` and `run`.
         """
-        return cls(path, _import(path))
+        return cls(path, _import(path), tracks_requests)
 
     def init(self) -> None:
         """Call the user's `init()`.
@@ -95,6 +101,8 @@ class EntryScript:
                 f"content type '{request.content_type}' is not scored; send the body with"
                 " 'Content-Type: application/json' (curl: -H 'Content-Type: application/json')"
             )
+        if self._tracks_requests:
+            set_request_id(request.request_id)
         arguments = self._parse(request)
         if self._wants_headers:
             arguments[HEADERS_PARAMETER] = dict(request.headers)

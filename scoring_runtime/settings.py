@@ -39,6 +39,11 @@ VARIABLES = {
     "SEPERATE_HEALTH_ENDPOINT": "true: health on a port of its own too (HEALTH_PORT)",
     "HEALTH_PORT": "that port, 5000 by default",
     "AML_CORS_ORIGINS": "origins allowed to ask from a browser, joined by commas; * for any; none by default",
+    "AML_MODEL_DC_STORAGE_ENABLED": "true: ModelDataCollector stores; off by default",
+    "AML_MODEL_DC_DEBUG": "true: ModelDataCollector prints instead",
+    "AML_MODEL_DC_BOUNDARY": "hour: what is collected says 60 minutes instead of 1440",
+    "EDGEWRIGHT_COLLECTED_DIR": "where modeldata/ is made, the temporary folder by default",
+    "EDGEWRIGHT_COLLECTED_MAX_BYTES": "most bytes of collected data, 32 MiB by default",
     "AZUREML_LOG_LEVEL": "DEBUG, INFO (default), WARNING or ERROR",
     "EDGEWRIGHT_GOLDEN": "folder of golden cases, relative to AML_APP_ROOT; checked before the module is ready",
     "EDGEWRIGHT_LOG_FORMAT": "text (default) or json: one object a line",
@@ -111,6 +116,7 @@ class Settings:
     log_format: str = "text"
     warnings: tuple[str, ...] = ()
     golden: Path | None = None
+    collects_data: bool = False
 
     @classmethod
     def read(
@@ -160,6 +166,7 @@ class Settings:
             health_port=_health_port(environment),
             log_format=_one_of(environment, "EDGEWRIGHT_LOG_FORMAT", _LOG_FORMATS),
             warnings=_warnings(environment),
+            collects_data=_flag(environment, "AML_MODEL_DC_STORAGE_ENABLED"),
             golden=_golden(environment, golden, app_root, cwd),
         )
 
