@@ -162,9 +162,10 @@ class ScoringProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _keep(self, data: bytes, at: int) -> None:
-        self._backlog, self._backlog_at = data, at
-        if len(data) - at > _BACKLOG_BYTES:
-            self.flow.pause_reading()
+        if at < len(data):
+            self._backlog, self._backlog_at = data, at
+            if len(data) - at > _BACKLOG_BYTES:
+                self.flow.pause_reading()
 
     def _continue_body(self, data: bytes) -> None:
         following = min(len(data), self._missing)
@@ -207,7 +208,7 @@ class ScoringProtocol(HttpToolsProtocol):
             return
         if self.server_state.draining:  # what follows may be no whole request
             self.loop.call_later(LINGER_S, self._close_if_idle)
-        if not self._in_read:
+        if not self._in_read and (self._backlog or self._ended):
             self._resume()
 
     def _resume(self) -> None:
