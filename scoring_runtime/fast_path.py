@@ -41,9 +41,17 @@ if TYPE_CHECKING:
 
 
 class Connection(Protocol):
-    """Who asked; told once, in the event loop's thread."""
+    """Who asked; told once, in the event loop's thread.
+
+    `is_only`: there is no other connection whose request could arrive in the same turn.
+    """
+
+    @property
+    def is_only(self) -> bool: ...
 
     def answer(self, call: Call, reply: ScoringReply) -> None: ...
+
+    def answer_ok(self, call: Call, start: bytes, body: bytes) -> None: ...
 
     def refuse(self, call: Call, status: int, message: str) -> None: ...
 
@@ -118,6 +126,9 @@ class FastScore:
         )
 
     def _collect(self, call: Call) -> None:
+        if call.connection.is_only and not self._turn and self._placement.inline:
+            self._place(call)  # nobody can join it
+            return
         if not self._turn:
             asyncio.get_running_loop().call_soon(self._end_turn)
         self._turn.append(call)
@@ -135,16 +146,18 @@ class FastScore:
             self._scorer,
             small,
             most_rows=self.calibration.rows,
-            answer=self._answer_counted,
+            answer=self._answer_together,
             alone=self._place,
         )
         for call in calls:
             if len(call.body) > INLINE_BODY_BYTES:
                 self._place(call)
 
-    def _answer_counted(self, call: Call, reply: ScoringReply) -> None:
-        self._count(reply.run_s)
-        call.connection.answer(call, reply)
+    def _answer_together(self, calls: Sequence[Call], bodies: Sequence[bytes], run_s: float) -> None:
+        start = _START % (run_s * 1000)
+        for call, body in zip(calls, bodies, strict=True):
+            self._count(run_s)
+            call.connection.answer_ok(call, start, body)
 
     def _run_turn(self, calls: list[Call]) -> None:
         lone = len(calls) == 1 and (self.calibration.run_s or 1.0) < LONE_INLINE_S
@@ -230,23 +243,24 @@ _RESPONSES = "azureml.contrib.services.aml_response"
 
 def answer_bytes(call: Call, reply: ScoringReply, date: bytes, *, close: bool) -> bytes:
     """The whole answer; `date` is a header line, or nothing."""
-    if close:
-        date += b"connection: close\r\n"
     if reply.outcome is Outcome.OK and reply.rendered is None and reply.run_s is not None:
-        return _OK % (
-            date,
-            reply.run_s * 1000,
-            len(reply.body),
-            reply.content_type.encode(),
-            call.id_headers(),
-            reply.body,
-        )
-    return _other_answer(call, reply, date)
+        return ok_bytes(call, _START % (reply.run_s * 1000), reply.body, _with_close(date) if close else date)
+    return _other_answer(call, reply, _with_close(date) if close else date)
 
 
-_OK = (
-    b"HTTP/1.1 200 OK\r\n%bx-ms-run-function-failed: False\r\nx-ms-run-fn-exec-ms: %.3f\r\n"
-    b"content-length: %d\r\ncontent-type: %b\r\n%b\r\n%b"
+def ok_bytes(call: Call, start: bytes, body: bytes, date: bytes) -> bytes:
+    """The answer of a run that succeeded; `start` says how long it took."""
+    return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (start, date, len(body), call.id_headers(), body)
+
+
+def _with_close(date: bytes) -> bytes:
+    return date + CLOSE
+
+
+CLOSE = b"connection: close\r\n"
+_START = (
+    b"HTTP/1.1 200 OK\r\nx-ms-run-function-failed: False\r\nx-ms-run-fn-exec-ms: %.3f\r\n"
+    b"content-type: application/json\r\n"
 )
 
 
@@ -265,8 +279,7 @@ def _other_answer(call: Call, reply: ScoringReply, date: bytes) -> bytes:
 
 
 def refusal_bytes(call: Call, status: int, message: str, date: bytes, *, close: bool) -> bytes:
-    if close:
-        date += b"connection: close\r\n"
+    date = _with_close(date) if close else date
     headers = [("x-ms-run-function-failed", "False"), ("content-type", "application/json")]
     if status == 503:
         headers.append(("retry-after", "1"))

@@ -27,6 +27,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so bef
 
 import numpy as np
 import onnxruntime as ort
+import orjson
 
 from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
@@ -146,7 +147,10 @@ class OnnxModel:
 
     def parse(self, request: ScoringRequest) -> dict[str, np.ndarray]:
         if request.content_type in (JSON, ""):
-            return self._from_json(decode(request.body), request.body)
+            packed = self._packer.read(request.body) if self._packer is not None else None
+            if packed is not None:
+                return self._packer.array(packed)
+            return self._from_json(decode(request.body))
         if request.content_type == OCTETS and self._only is not None:
             return {self._only.name: _from_octets(self._only, request.body)}
         expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
@@ -181,16 +185,28 @@ class OnnxModel:
 
     # ---- several requests in one run (turn_batch, calibration) ----
 
-    def rows_of(self, arguments: Mapping[str, np.ndarray]) -> int:
-        return len(next(iter(arguments.values())))
+    def read_rows(self, request: Any) -> tuple[Any, int]:
+        """One request's rows, for `join`, and how many they are.
+
+        Raises:
+            RequestError: as `parse` does.
+        """
+        packer = self._packer
+        if packer is None:
+            arguments = self.parse(request)
+            return arguments, len(next(iter(arguments.values())))
+        packed = packer.read(request.body) if request.content_type == JSON else None
+        if packed is None:
+            packed = self.parse(request)[packer.name].tobytes()
+        return packed, len(packed) // packer.row_bytes
+
+    def join(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+        if self._packer is not None:
+            return self._packer.array(b"".join(rows))
+        return {name: np.concatenate([given[name] for given in rows]) for name in self._inputs}
 
     def row(self, arguments: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         return {name: value[index : index + 1] for name, value in arguments.items()}
-
-    def join(self, arguments: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        if len(arguments) == 1:
-            return dict(arguments[0])
-        return {name: np.concatenate([given[name] for given in arguments]) for name in self._inputs}
 
     def render_rows(self, result: Sequence[Any], rows: Sequence[int]) -> list[bytes]:
         """The result's rows as one answer for each of `rows`, in order.
@@ -236,11 +252,7 @@ class OnnxModel:
             for number, value in enumerate(joined)
         )
 
-    def _from_json(self, document: Any, body: bytes) -> dict[str, np.ndarray]:
-        if self._packer is not None and type(document) is dict and len(document) == 1:
-            packed = self._packer.pack(document, body)
-            if packed is not None:
-                return packed
+    def _from_json(self, document: Any) -> dict[str, np.ndarray]:
         if not isinstance(document, dict):
             raise BadInputError(f"expected a JSON object {self._expected()}, found {_kind(document)}")
         if self._only is not None and ANY_INPUT in document and len(document) == 1:
@@ -273,11 +285,13 @@ class RowPacker:
     MOST_COLUMNS = 256
 
     def __init__(self, tensor: Tensor, columns: int) -> None:
-        self._name = tensor.name
+        self.name = tensor.name
         self._names = (ANY_INPUT, tensor.name)
         self._columns = columns
         self._dtype = tensor.dtype
-        self._row = struct.Struct(f"={columns}{_STRUCT[tensor.dtype.name]}")
+        row = struct.Struct(f"={columns}{_STRUCT[tensor.dtype.name]}")
+        self._pack = row.pack
+        self.row_bytes = row.size
 
     @classmethod
     def of(cls, tensor: Tensor) -> RowPacker | None:
@@ -292,28 +306,24 @@ class RowPacker:
             return None
         return cls(tensor, columns)
 
-    def pack(self, document: Mapping[str, Any], body: bytes) -> dict[str, np.ndarray] | None:
-        [(name, rows)] = document.items()
-        # `pack_into` would take true for 1.
-        if (
-            name not in self._names
-            or type(rows) is not list
-            or not rows
-            or b"true" in body
-            or b"false" in body
-        ):
+    def read(self, body: bytes) -> bytes | None:
+        """The rows of a JSON body as the tensor's bytes."""
+        # `pack` would take true for 1. Numbers have no such letters, and names that have them are rare.
+        if b"true" in body or b"false" in body:
             return None
-        pack_into, size = self._row.pack_into, self._row.size
-        memory = bytearray(size * len(rows))
         try:
+            document = orjson.loads(body)
+            [(name, rows)] = document.items()
+            if name not in self._names or type(rows) is not list:
+                return None
             if len(rows) == 1:
-                pack_into(memory, 0, *rows[0])
-            else:
-                for index, row in enumerate(rows):
-                    pack_into(memory, index * size, *row)
-        except (struct.error, TypeError, OverflowError):
+                return self._pack(*rows[0])
+            return b"".join([self._pack(*row) for row in rows]) or None
+        except (struct.error, ValueError, TypeError, AttributeError, OverflowError):
             return None
-        return {self._name: np.frombuffer(memory, self._dtype).reshape(-1, self._columns)}
+
+    def array(self, packed: bytes) -> dict[str, np.ndarray]:
+        return {self.name: np.frombuffer(packed, self._dtype).reshape(-1, self._columns)}
 
 
 _STRUCT = {"float32": "f", "float64": "d", "int32": "i", "int64": "q"}

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from .data_plane import ScoringReply
-from .fast_path import Call, FastScore, answer_bytes, refusal_bytes
+from .fast_path import CLOSE, Call, FastScore, answer_bytes, ok_bytes, refusal_bytes
 from .head_memo import END, MAX_HEAD_BYTES, START, Head
 from .readiness import Phase, Readiness
 from .signals import EarlySignals
@@ -189,11 +189,29 @@ class ScoringProtocol(HttpToolsProtocol):
 
     # ---- out ----
 
+    @property
+    def is_only(self) -> bool:
+        return len(self.connections) == 1
+
     def answer(self, call: Call, reply: ScoringReply) -> None:
         if not self.transport.is_closing():
             close = self.server_state.draining and not self._more
             self.transport.write(answer_bytes(call, reply, self.server_state.date, close=close))
             self._answered(close)
+
+    def answer_ok(self, call: Call, start: bytes, body: bytes) -> None:
+        transport = self.transport
+        if transport.is_closing():
+            return
+        state = self.server_state
+        if state.draining or self._backlog or self._ended or self._in_read:
+            close = state.draining and not self._more
+            date = state.date + CLOSE if close else state.date
+            transport.write(ok_bytes(call, start, body, date))
+            self._answered(close)
+        else:
+            transport.write(ok_bytes(call, start, body, state.date))
+            self._pending = False
 
     def refuse(self, call: Call, status: int, message: str) -> None:
         if not self.transport.is_closing():

@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from .data_plane import Outcome, ScoringReply
-
 
 class Member(Protocol):
-    """A request as the model's `parse` takes it."""
+    """A request as the model reads it."""
 
     body: bytes
 
@@ -28,11 +26,10 @@ Asked = TypeVar("Asked", bound=Member)
 
 
 class RowModel(Protocol):
-    def parse(self, request: Any) -> Any: ...
+    def read_rows(self, request: Any) -> tuple[Any, int]:
+        """One request's rows and how many they are. Raises RequestError for what the caller can mend."""
 
-    def rows_of(self, arguments: Any) -> int: ...
-
-    def join(self, arguments: Sequence[Any]) -> Any: ...
+    def join(self, rows: Sequence[Any]) -> Any: ...
 
     def run(self, arguments: Any) -> Any: ...
 
@@ -40,51 +37,69 @@ class RowModel(Protocol):
         """One answer for each count of rows, in order. Raises ResultError when the result has other rows."""
 
 
+class JoinedRun:
+    """What one run is made of."""
+
+    __slots__ = ("counts", "members", "rows", "total")
+
+    def __init__(self) -> None:
+        self.members: list[Any] = []
+        self.rows: list[Any] = []
+        self.counts: list[int] = []
+        self.total = 0
+
+    def add(self, member: Any, rows: Any, count: int) -> None:
+        self.members.append(member)
+        self.rows.append(rows)
+        self.counts.append(count)
+        self.total += count
+
+
 def score_together(
     model: RowModel,
     members: Sequence[Asked],
     *,
     most_rows: int,
-    answer: Callable[[Asked, ScoringReply], None],
+    answer: Callable[[Sequence[Asked], Sequence[bytes], float], None],
     alone: Callable[[Asked], None],
 ) -> None:
-    """Answer every member: in joined runs of at most `most_rows` rows, or alone."""
-    joined: list[tuple[Asked, Any, int]] = []
-    total = 0
+    """Answer every member: in joined runs of at most `most_rows` rows, or alone.
+
+    Args:
+        answer: told the members of one run, their answers in the same order, and how long the run took.
+    """
+    joined = JoinedRun()
     for member in members:
         try:
-            arguments = model.parse(member)
-            rows = model.rows_of(arguments)
+            rows, count = model.read_rows(member)
         except Exception:  # the data plane says it again, with the message, the metrics and the log
             alone(member)
             continue
-        if not 0 < rows <= most_rows:
+        if not 0 < count <= most_rows:
             alone(member)
             continue
-        if total + rows > most_rows:
+        if joined.total + count > most_rows:
             _run(model, joined, answer, alone)
-            joined, total = [], 0
-        joined.append((member, arguments, rows))
-        total += rows
-    if joined:
+            joined = JoinedRun()
+        joined.add(member, rows, count)
+    if joined.members:
         _run(model, joined, answer, alone)
 
 
 def _run(
     model: RowModel,
-    joined: Sequence[tuple[Asked, Any, int]],
-    answer: Callable[[Asked, ScoringReply], None],
-    alone: Callable[[Asked], None],
+    joined: JoinedRun,
+    answer: Callable[[Sequence[Any], Sequence[bytes], float], None],
+    alone: Callable[[Any], None],
 ) -> None:
     try:
-        arguments = model.join([member[1] for member in joined])
+        arguments = model.join(joined.rows)
         started = time.perf_counter()
         result = model.run(arguments)
         run_s = time.perf_counter() - started
-        bodies = model.render_rows(result, [member[2] for member in joined])
+        bodies = model.render_rows(result, joined.counts)
     except Exception:
-        for member, _, _ in joined:
+        for member in joined.members:
             alone(member)
         return
-    for (member, _, _), body in zip(joined, bodies, strict=True):
-        answer(member, ScoringReply(Outcome.OK, body, run_s))
+    answer(joined.members, bodies, run_s)

@@ -113,7 +113,7 @@ def table(document: dict[str, Any]) -> str:
                     statistics.median(found.values(case, server, connections, name))
                     for name in ("p50_us", "p99_us", "cpu_us")
                 ]
-                cells = [case, server, connections, f"{statistics.median(rates):,.0f}"]
+                cells = [case, server, str(connections), f"{statistics.median(rates):,.0f}"]
                 cells += [f"{min(rates):,.0f}–{max(rates):,.0f}", *(f"{value:,.0f}" for value in times)]
                 cells += [f"{found.of_server(case, server, 'cold_start_s'):.2f}"]
                 cells += [f"{found.of_server(case, server, 'rss_mb'):.0f}", str(found.failed(case, server))]

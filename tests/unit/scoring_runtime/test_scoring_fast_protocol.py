@@ -265,7 +265,8 @@ def test_requests_of_one_turn_share_a_run_and_keep_their_own_answers(tmp_path: P
     async def together() -> list[bytes]:
         wire = Wire(model)
         assert wire.fast is not None
-        connections = [wire.connect() for _ in bodies]
+        listener = ListenerState()
+        connections = [wire.connect(listener) for _ in bodies]
         for (_, protocol), body in zip(connections, bodies, strict=True):
             protocol.data_received(post(body))
         await settle(lambda: all(transport.written for transport, _ in connections))
