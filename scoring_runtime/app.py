@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .cors import CorsMiddleware
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
-from .errors import BusyError
+from .errors import BadInputError, BusyError, ResultError
 from .json_codec import encode
 from .metrics import Metrics
 from .readiness import Phase, Readiness
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .inference_v2 import InferenceV2
 
 JSON = "application/json"
+
+# Eight times what common proxies let through, so that whoever hits it is no client of theirs.
+MAX_HEAD_BYTES = 64 * 1024
 
 STATUS = {
     Outcome.OK: 200,
@@ -131,6 +134,8 @@ class ScoringApp:
         except TimeoutError:
             expected = f"the body did not arrive within {self._body_timeout_s:g} s"
             return refuse(408, expected, {"connection": "close"})
+        except BadInputError as error:
+            return refuse(400, str(error))
         except BusyError as error:
             return refuse(503, str(error), {"retry-after": "1"})
         except ClientDisconnect:
@@ -163,7 +168,7 @@ class ScoringApp:
     async def _input(self, request: Request) -> tuple[bytes, str]:
         """The body and its media type; a GET's query stands for the JSON object it spells."""
         if request.method == "GET" and not self._plane.takes_raw_http:
-            return encode(_query_object(request)), JSON
+            return _query_body(request), JSON
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         async with asyncio.timeout(self._body_timeout_s):
             return await _read_body(request, self._body_limit_bytes), media_type
@@ -204,6 +209,11 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Each name and value stands for its line of the head: colon, space, CR and LF are the four bytes.
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            refusal = _error(431, f"the head exceeds {MAX_HEAD_BYTES} bytes", {"connection": "close"})
+            await refusal(scope, receive, send)
+            return
         try:
             ids = RequestIds.read(Request(scope).headers)
         except IdTooLongError as error:
@@ -238,6 +248,18 @@ async def _read_body(request: Request, limit_bytes: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def _query_body(request: Request) -> bytes:
+    """The query as the body it stands for.
+
+    Raises:
+        BadInputError: its values are nested too deeply.
+    """
+    try:
+        return encode(_query_object(request))
+    except ResultError:
+        raise BadInputError("expected query values of JSON or text, found lists nested too deeply") from None
+
+
 def _query_object(request: Request) -> dict[str, Any]:
     """`?a=1&b=[1,2]&c=x&c=y` → {"a": 1, "b": [1, 2], "c": ["x", "y"]}: each value as JSON, else as text."""
     values: dict[str, list[Any]] = {}
@@ -249,7 +271,7 @@ def _query_object(request: Request) -> dict[str, Any]:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -184,7 +184,7 @@ class V2Scorer:
             if not isinstance(name, str) or name not in self._outputs:
                 known = ", ".join(f"'{name}'" for name in self._outputs)
                 raise BadInputError(f"outputs[{number}]: the model has no such output; expected {known}")
-            if "classification" in (entry.get("parameters") or {}):
+            if "classification" in _parameters(entry, f"output '{name}'"):
                 raise BadInputError(f"output '{name}': the classification extension is not offered")
             wanted.append(WantedOutput(name, _flag(entry, "binary_data", f"output '{name}'", binary)))
         return tuple(wanted)
@@ -306,10 +306,7 @@ def _read_tensor(
     if datatype != _NAMES[tensor.dtype]:
         raise _wrong(tensor, f"datatype '{datatype}'" if isinstance(datatype, str) else "no datatype")
     shape = _shape(tensor, entry.get("shape"))
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise BadInputError(f"input '{tensor.name}': 'parameters' must be an object")
-    size = parameters.get("binary_data_size")
+    size = _parameters(entry, f"input '{tensor.name}'").get("binary_data_size")
     if size is None:
         if "data" not in entry:
             raise _wrong(tensor, "neither 'data' nor 'binary_data_size'")
@@ -378,11 +375,17 @@ def _texts(tensor: Tensor, count: int, binary: memoryview) -> np.ndarray:
 
 
 def _flag(holder: Mapping[str, Any], name: str, where: str, default: bool = False) -> bool:
-    parameters = holder.get("parameters") or {}
-    value = parameters.get(name, default) if isinstance(parameters, dict) else None
+    value = _parameters(holder, where).get(name, default)
     if not isinstance(value, bool):
         raise BadInputError(f"{where}: '{name}' must be true or false")
     return value
+
+
+def _parameters(holder: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    found = holder.get("parameters")
+    if found is not None and not isinstance(found, dict):
+        raise BadInputError(f"{where}: 'parameters' must be an object")
+    return found or {}
 
 
 def _expected(tensor: Tensor) -> str:
