@@ -125,6 +125,7 @@ def _serve(settings: Settings) -> int:
     from .server import ModuleServer
 
     timer = RunTimer(settings.scoring_timeout_ms)
+    metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
     metrics.gauge("runs_overdue", lambda: float(timer.overdue))
     plane = DataPlane(scorer, metrics, timer)
     pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))

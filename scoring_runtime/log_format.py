@@ -18,16 +18,17 @@ def configure(level: str, style: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    converter = time.gmtime
-
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", _DATE)
+        self.converter = time.gmtime
 
 
 class JsonFormatter(logging.Formatter):
     """Keys: time, level, logger, message, and traceback where there is one."""
 
-    converter = time.gmtime
+    def __init__(self) -> None:
+        super().__init__()
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -365,7 +365,7 @@ def _multipart(body: bytes, content_type: str) -> list[tuple[str, str | Uploaded
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"))[1:]
     if len(pieces) > MAX_FORM_FIELDS:
         raise BadInputError(f"expected at most {MAX_FORM_FIELDS} parts in a form, found {len(pieces)}")
-    found = []
+    found: list[tuple[str, str | UploadedFile]] = []
     for piece in pieces:
         if piece.startswith(b"--"):
             return found

@@ -37,6 +37,10 @@ class RunTimer:
         threading.Thread(target=self._watch, name="run-timer", daemon=True).start()
 
     @property
+    def in_flight(self) -> int:
+        return len(self._started)
+
+    @property
     def overdue(self) -> int:
         """Runs that were told to stop and have not."""
         return list(self._started.values()).count(_EXPIRED)

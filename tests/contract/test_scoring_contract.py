@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import scoring_contract as contract
 from scoring_contract import Answer, ContractServer
+from scoring_server import call
 
 JSON = {"content-type": "application/json"}
 ORIGIN = "https://app.example"
@@ -403,6 +404,21 @@ def test_45_collection_is_off_by_default_and_lies_under_the_documented_path(tmp_
             assert server.call("POST", "/score", b"1", JSON).json() == "ok"
         pattern = "modeldata/default/default/default/default/m/default/inputs/????/??/??/data.csv"
         assert len(list(folder.glob(pattern))) == found
+
+
+@pytest.mark.skipif(not contract.IS_OURS, reason="ours: log format, and what has no effect is named")
+def test_26_a_health_port_of_its_own_json_logs_and_a_warning(tmp_path: Path) -> None:
+    port = contract.free_port()
+    variables = {
+        "SEPERATE_HEALTH_ENDPOINT": "true",
+        "HEALTH_PORT": str(port),
+        "EDGEWRIGHT_LOG_FORMAT": "json",
+        "AML_APP_INSIGHTS_ENABLED": "true",
+    }
+    with ContractServer(tmp_path, COUNTER, **variables).until_healthy() as server:
+        assert call(("127.0.0.1", port), "GET", "/").body == b"Healthy"
+        lines = [json.loads(line) for line in server.log.splitlines()]
+    assert [line["level"] for line in lines if "AML_APP_INSIGHTS_ENABLED" in line["message"]] == ["WARNING"]
 
 
 def test_48_a_failure_is_in_the_log_and_not_in_the_answer(tmp_path: Path) -> None:
