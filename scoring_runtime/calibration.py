@@ -25,6 +25,8 @@ _MOST_PROMOTE_AFTER = 4096
 LONE_INLINE_S = 20e-3
 # Larger bodies are parsed in a thread, whatever the run takes: 64 KiB of JSON is about 0.3 ms.
 INLINE_BODY_BYTES = 64 * 1024
+# Octets are not parsed; beyond this, copying them costs as much as a short run.
+INLINE_OCTETS_BYTES = 1024 * 1024
 
 _BATCHES = (8, 32, 64)
 _TRIALS = 5

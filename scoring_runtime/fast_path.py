@@ -10,7 +10,7 @@ Where a request is computed:
 | bare model, long | some, or the threads busy | in the threads |
 | script | any | in a thread, in the loop once its calls have shown to be short |
 
-A body over INLINE_BODY_BYTES is never computed in the loop while somebody else waits. The answer is what `app.py`
+A large body (`Call.is_small`) is never computed in the loop while somebody else waits. The answer is what `app.py`
 gives: the same data plane, ids and headers, without the request and response objects in between.
 """
 
@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .calibration import INLINE_BODY_BYTES, LONE_INLINE_S, Calibration, Placement
+from .calibration import INLINE_BODY_BYTES, INLINE_OCTETS_BYTES, LONE_INLINE_S, Calibration, Placement
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
 from .errors import BusyError
 from .head_memo import Head, HeadMemo
@@ -70,6 +70,14 @@ class Call:
     @property
     def content_type(self) -> str:
         return self.head.content_type
+
+    @property
+    def is_small(self) -> bool:
+        """Whether reading the body takes no longer than a short run; octets are taken as they lie."""
+        limit = (
+            INLINE_OCTETS_BYTES if self.head.content_type == "application/octet-stream" else INLINE_BODY_BYTES
+        )
+        return len(self.body) <= limit
 
     def request(self) -> ScoringRequest:
         self.given_id = self.given_id or new_request_id()
@@ -141,7 +149,7 @@ class FastScore:
         if len(calls) == 1:
             self._place(calls[0])
             return
-        small = [call for call in calls if len(call.body) <= INLINE_BODY_BYTES]
+        small = [call for call in calls if call.is_small]
         score_together(
             self._scorer,
             small,
@@ -150,7 +158,7 @@ class FastScore:
             alone=self._place,
         )
         for call in calls:
-            if len(call.body) > INLINE_BODY_BYTES:
+            if not call.is_small:
                 self._place(call)
 
     def _answer_together(self, calls: Sequence[Call], bodies: Sequence[bytes], run_s: float) -> None:
@@ -168,7 +176,7 @@ class FastScore:
             self._place(call)
 
     def _place(self, call: Call) -> None:
-        if self._placement.inline and len(call.body) <= INLINE_BODY_BYTES and self._pool.try_enter():
+        if self._placement.inline and call.is_small and self._pool.try_enter():
             self._run_here(call)
         else:
             self._hand_over(call)
