@@ -137,6 +137,23 @@ def bars(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cpu_ratios(document: dict[str, Any]) -> str:
+    """A peer's processor time per request over ours: a busy machine moves it less than requests per second."""
+    found = Results(document)
+    lines = ["| case | c | ours | azureml / ours | FastAPI / ours |", "|---|---|---|---|---|"]
+    for case, servers in document["rounds"].items():
+        for ours in (OURS, SCRIPT):
+            for connections in servers[ours][0]["at"] if ours in servers else ():
+                own, azureml, fastapi = (
+                    statistics.median(found.values(case, server, connections, "cpu_us"))
+                    for server in (ours, AZUREML, FASTAPI)
+                )
+                lines.append(
+                    f"| {case} | {connections} | {ours} | {azureml / own:.1f} | {fastapi / own:.1f} |"
+                )
+    return "\n".join(lines)
+
+
 def _verdict(bar: Bar, ratio: float) -> str:
     def reached(limit: float) -> bool:
         return ratio <= limit if bar.lower else ratio >= limit
@@ -146,7 +163,7 @@ def _verdict(bar: Bar, ratio: float) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     document = json.loads(Path(arguments[0]).read_text())
-    print(f"{bars(document)}\n\n{table(document)}")
+    print(f"{bars(document)}\n\n{cpu_ratios(document)}\n\n{table(document)}")
 
 
 if __name__ == "__main__":
