@@ -47,6 +47,13 @@ _KEEP_ALIVE_S = 75
 
 # A head that is not there whole, or a client that does not read its answers, after this long ends its connection.
 _QUIET_S = 60
+# A head or trailers beyond this end their connection: httptools would gather them without end. The first read of a head
+# is not counted, so the application's own limit (the same) is what most see.
+_HEAD_LIMIT_BYTES = 64 * 1024
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b'content-length: 42\r\n\r\n{"message":"the head exceeds 65536 bytes"}'
+)
 # Bytes of following requests kept while one is computed; more stays in the socket.
 _BACKLOG_BYTES = 64 * 1024
 
@@ -76,6 +83,8 @@ class ScoringProtocol(HttpToolsProtocol):
     server_state: ListenerState
     _in_message = False  # the general parser is between the first and the last byte of a message
     _reading_head = False  # and still in its head
+    _received = 0  # bytes given to the general parser
+    _head_from = 0  # of them, those before the read after which nothing but head or trailers came
     _general_only = False  # another protocol was asked for on this connection
     _pending = False  # a fast request is being computed, or its answer waits for the client to read
     _stalled = False  # the latter
@@ -123,7 +132,7 @@ class ScoringProtocol(HttpToolsProtocol):
             or not data.startswith(START)
             or not (self.cycle is None or self.cycle.response_complete)
         ):
-            super().data_received(data)
+            self._parse(data)
         else:
             self._read(data, 0, self._fast)
 
@@ -140,7 +149,7 @@ class ScoringProtocol(HttpToolsProtocol):
             end = data.find(END, at, at + MAX_HEAD_BYTES) + len(END)
             found = fast.memo.read(data[at:end]) if end >= len(END) else None
             if found is None:
-                super().data_received(data[at:])
+                self._parse(data[at:])
                 return
             head, given_id = found
             following = end + head.length
@@ -245,7 +254,22 @@ class ScoringProtocol(HttpToolsProtocol):
 
     # ---- the general parser ----
 
+    def _parse(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        if self._in_message and self._received - self._head_from > _HEAD_LIMIT_BYTES:
+            if self._reading_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_from = self._received
+        super().on_body(body)
+
     def on_message_begin(self) -> None:
+        self._head_from = self._received
         self._in_message = self._reading_head = True
         self._used = self.server_state.second
         super().on_message_begin()
