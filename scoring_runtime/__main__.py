@@ -16,18 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import log_format, old_imports
 from .cpu_budget import available_cpus
 from .errors import ModelError, ScriptError, StartError
 from .metrics import Metrics
 from .readiness import Readiness
 from .settings import DEFAULT_HOST, DEFAULT_PORT, VARIABLES, Settings
 from .signals import EarlySignals
-from .sockets import listening_sockets
+from .sockets import bind, listening_sockets
 from .traffic import Traffic
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
     from .data_plane import DataPlane, Scorer
+    from .inference_v2 import InferenceV2
+    from .run_timer import RunTimer
 
 log = logging.getLogger("scoring_runtime")
 
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model_dir=options.model_dir,
             host=options.host,
             port=options.port,
+            golden=options.golden,
             cwd=Path.cwd(),
         )
         _prepare_process(settings)
@@ -69,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help=f"address to listen on (default {DEFAULT_HOST}; 0.0.0.0 for all)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default {DEFAULT_PORT}; 0 for any)")
+    parser.add_argument(
+        "--golden",
+        metavar="DIR",
+        help="recorded requests and answers to reproduce before the module is ready",
+    )
     return parser
 
 
@@ -81,14 +90,12 @@ def _prepare_process(settings: Settings) -> None:
         os.chdir(settings.app_root)
     # After everything else on the path: a real azureml package in the image wins.
     sys.path.append(str(Path(__file__).parent / "shims"))
+    old_imports.install()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    logging.Formatter.converter = time.gmtime
+    log_format.configure(settings.log_level, settings.log_format)
+    for warning in settings.warnings:
+        log.warning("%s", warning)
 
 
 def _serve(settings: Settings) -> int:
@@ -101,16 +108,27 @@ def _serve(settings: Settings) -> int:
     early = EarlySignals()
     early.install()
     public, health = listening_sockets(settings)
+    if health is None and settings.health_port is not None:
+        health = bind(settings.host, settings.health_port)
     metrics = Metrics(settings.model)
     scorer = _load_scorer(settings, metrics)
+    if settings.golden is not None:
+        from .golden import check_golden
+
+        check_golden(settings.golden, scorer)
 
     from .app import ScoringApp
     from .data_plane import DataPlane
+    from .fast_path import FastScore
+    from .run_timer import RunTimer
     from .schema import SwaggerDocuments
     from .server import ModuleServer
 
-    plane = DataPlane(scorer, metrics)
-    pool = WorkerPool(settings.threads)
+    timer = RunTimer(settings.scoring_timeout_ms)
+    metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
+    metrics.gauge("runs_overdue", lambda: float(timer.overdue))
+    plane = DataPlane(scorer, metrics, timer)
+    pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
     readiness = Readiness(settings.model)
     documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
     app = ScoringApp(
@@ -120,6 +138,9 @@ def _serve(settings: Settings) -> int:
         documents=documents,
         metrics=metrics,
         body_limit_bytes=settings.body_limit_bytes,
+        cors_origins=settings.cors_origins,
+        body_timeout_s=settings.body_timeout_s,
+        v2=_inference_v2(settings, scorer, metrics, timer, readiness),
     )
     server = ModuleServer(
         app.asgi(),
@@ -129,11 +150,20 @@ def _serve(settings: Settings) -> int:
         hold=settings.hold,
         early=early,
         traffic=_message_traffic(settings, plane, pool, readiness, metrics),
+        fast=FastScore.over(
+            scorer,
+            plane,
+            pool,
+            metrics,
+            body_limit_bytes=settings.body_limit_bytes,
+            body_timeout_s=settings.body_timeout_s,
+        ),
     )
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
     clean = asyncio.run(server.serve())
+    _write_collected()
     if not clean or pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
         logging.shutdown()
@@ -141,11 +171,18 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
+def _write_collected() -> None:
+    """What a script's ModelDataCollector has not written yet; the module is loaded only where a script uses it."""
+    collector = sys.modules.get(f"{__package__}.data_collector")
+    if collector is not None:
+        collector.close_all()
+
+
 def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
     if settings.is_script:
         from .entry_script import EntryScript
 
-        script = EntryScript.load(settings.served)
+        script = EntryScript.load(settings.served, settings.collects_data)
         script.init()
         return script
     try:
@@ -155,6 +192,22 @@ def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
             f"serving {settings.served} needs numpy and onnxruntime in the image: {error}"
         ) from error
     return OnnxModel.load(settings.served, threads=available_cpus(), count_non_finite=metrics.non_finite)
+
+
+def _inference_v2(
+    settings: Settings, scorer: Scorer, metrics: Metrics, timer: RunTimer, readiness: Readiness
+) -> InferenceV2 | None:
+    """The Open Inference Protocol is for bare models: a script's body is its own."""
+    if settings.is_script:
+        return None
+    from .data_plane import DataPlane
+    from .inference_v2 import InferenceV2, V2Scorer
+    from .onnx_model import OnnxModel
+
+    assert isinstance(scorer, OnnxModel)
+    name, _, version = settings.model.partition(":")
+    v2 = V2Scorer(scorer, name, version or "1", metrics.non_finite)
+    return InferenceV2(v2, DataPlane(v2, metrics, timer), readiness)
 
 
 def _message_traffic(

@@ -7,28 +7,37 @@ Every error body is `{"message": …}`.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .cors import CorsMiddleware
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
-from .errors import BusyError
+from .errors import BadInputError, BusyError, ResultError
 from .json_codec import encode
 from .metrics import Metrics
 from .readiness import Phase, Readiness
 from .request_ids import IdTooLongError, RequestIds
 from .schema import SwaggerDocuments, UnknownSwaggerVersionError
+from .settings import DEFAULT_BODY_TIMEOUT_S
 from .workers import WorkerPool
 
+if TYPE_CHECKING:
+    from .inference_v2 import InferenceV2
+
 JSON = "application/json"
+
+# Eight times what common proxies let through, so that whoever hits it is no client of theirs.
+MAX_HEAD_BYTES = 64 * 1024
 
 STATUS = {
     Outcome.OK: 200,
@@ -36,8 +45,9 @@ STATUS = {
     Outcome.UNSUPPORTED_CONTENT_TYPE: 415,
     Outcome.RUN_FAILED: 500,
     Outcome.BAD_RESULT: 500,
+    Outcome.TIMED_OUT: 500,
 }
-_RUN_FAILURES = (Outcome.RUN_FAILED, Outcome.BAD_RESULT)
+_RUN_FAILURES = (Outcome.RUN_FAILED, Outcome.BAD_RESULT, Outcome.TIMED_OUT)
 
 
 class ScoringApp:
@@ -52,6 +62,9 @@ class ScoringApp:
         documents: SwaggerDocuments,
         metrics: Metrics,
         body_limit_bytes: int,
+        cors_origins: Sequence[str] = (),
+        body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
+        v2: InferenceV2 | None = None,
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -59,6 +72,9 @@ class ScoringApp:
         self._documents = documents
         self._metrics = metrics
         self._body_limit_bytes = body_limit_bytes
+        self._cors_origins = cors_origins
+        self._body_timeout_s = body_timeout_s
+        self._v2 = v2
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -69,11 +85,13 @@ class ScoringApp:
                 Route("/score", self.score, methods=["GET", "POST", "OPTIONS"]),
                 Route("/swagger.json", self.swagger, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
+                *(self._v2.routes(self.answer) if self._v2 is not None else ()),
             ],
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         )
         app.router.redirect_slashes = False  # /score/ is 404 on Azure ML's server
-        return RequestIdMiddleware(app)
+        with_ids = RequestIdMiddleware(app)
+        return CorsMiddleware(with_ids, self._cors_origins) if self._cors_origins else with_ids
 
     async def healthy(self, request: Request) -> Response:
         return PlainTextResponse("Healthy")
@@ -87,25 +105,56 @@ class ScoringApp:
         return _error(status, f"not ready: the module is {self._readiness.phase.value}")
 
     async def score(self, request: Request) -> Response:
-        if request.method == "OPTIONS":
-            return Response(status_code=200, media_type=JSON)
+        if request.method == "OPTIONS" and not self._plane.takes_raw_http:
+            return Response(status_code=200, media_type=JSON, headers={"x-ms-run-function-failed": "False"})
         if request.method == "HEAD":
             return _error(405, "Method Not Allowed", {"allow": "GET, POST, OPTIONS"})
+        return await self.answer(request, self._plane, _scored, _error)
+
+    async def answer(
+        self,
+        request: Request,
+        plane: DataPlane,
+        done: Callable[[ScoringReply, int], Response],
+        refuse: Callable[..., Response],
+    ) -> Response:
+        """Score a request's body; `done(reply, status)` and `refuse(status, message, headers)` say it to the client."""
         if self._readiness.phase is Phase.STARTING:
-            return _error(503, "not ready: the module is starting")
+            return refuse(503, "not ready: the module is starting")
         try:
             body, content_type = await self._input(request)
             ids: RequestIds = request.scope["ids"]
-            asked = ScoringRequest(body, content_type, ids.request, request.headers)
-            reply = await asyncio.wrap_future(self._pool.submit(functools.partial(self._plane.score, asked)))
+            asked = ScoringRequest(
+                body, content_type, ids.request, request.headers, request.method, _target(request)
+            )
+            reply = await self._run(plane, asked)
         except BodyTooLargeError as error:
             # The rest of the body is not read, so this connection cannot carry another request.
-            return _error(413, str(error), {"connection": "close"})
+            return refuse(413, str(error), {"connection": "close"})
+        except TimeoutError:
+            expected = f"the body did not arrive within {self._body_timeout_s:g} s"
+            return refuse(408, expected, {"connection": "close"})
+        except BadInputError as error:
+            return refuse(400, str(error))
         except BusyError as error:
-            return _error(503, str(error), {"retry-after": "1"})
+            return refuse(503, str(error), {"retry-after": "1"})
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it: nginx's number for a client that left
-        return _scored(reply)
+        return done(reply, STATUS[reply.outcome])
+
+    async def _run(self, plane: DataPlane, asked: ScoringRequest) -> ScoringReply:
+        """The reply, or the timeout's one as soon as `run` has had its time: it may not be stoppable."""
+        call = _TimedCall(plane, asked)
+        future = asyncio.wrap_future(self._pool.submit(call))
+        limit_s = plane.timeout_s
+        if limit_s is None:
+            return await future
+        while True:
+            done, _ = await asyncio.wait({future}, timeout=call.remaining_s(limit_s))
+            if done:
+                return future.result()
+            if call.remaining_s(limit_s) <= 0:
+                return plane.timed_out(asked)
 
     async def swagger(self, request: Request) -> Response:
         try:
@@ -118,10 +167,29 @@ class ScoringApp:
 
     async def _input(self, request: Request) -> tuple[bytes, str]:
         """The body and its media type; a GET's query stands for the JSON object it spells."""
-        if request.method == "GET":
-            return encode(_query_object(request)), JSON
+        if request.method == "GET" and not self._plane.takes_raw_http:
+            return _query_body(request), JSON
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return await _read_body(request, self._body_limit_bytes), media_type
+        async with asyncio.timeout(self._body_timeout_s):
+            return await _read_body(request, self._body_limit_bytes), media_type
+
+
+class _TimedCall:
+    """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
+
+    def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
+        self._plane = plane
+        self._request = request
+        self._started: float | None = None
+
+    def __call__(self) -> ScoringReply:
+        self._started = time.monotonic()
+        return self._plane.score(self._request)
+
+    def remaining_s(self, limit_s: float) -> float:
+        if self._started is None:
+            return limit_s
+        return self._started + limit_s - time.monotonic()
 
 
 class BodyTooLargeError(ValueError):
@@ -141,10 +209,15 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Each name and value stands for its line of the head: colon, space, CR and LF are the four bytes.
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            refusal = _error(431, f"the head exceeds {MAX_HEAD_BYTES} bytes", {"connection": "close"})
+            await refusal(scope, receive, send)
+            return
         try:
             ids = RequestIds.read(Request(scope).headers)
         except IdTooLongError as error:
-            await _error(431, str(error), {"connection": "close"})(scope, receive, send)
+            await _error(431, str(error), {"connection": "close", **error.headers()})(scope, receive, send)
             return
         scope["ids"] = ids
 
@@ -175,6 +248,18 @@ async def _read_body(request: Request, limit_bytes: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def _query_body(request: Request) -> bytes:
+    """The query as the body it stands for.
+
+    Raises:
+        BadInputError: its values are nested too deeply.
+    """
+    try:
+        return encode(_query_object(request))
+    except ResultError:
+        raise BadInputError("expected query values of JSON or text, found lists nested too deeply") from None
+
+
 def _query_object(request: Request) -> dict[str, Any]:
     """`?a=1&b=[1,2]&c=x&c=y` → {"a": 1, "b": [1, 2], "c": ["x", "y"]}: each value as JSON, else as text."""
     values: dict[str, list[Any]] = {}
@@ -186,15 +271,40 @@ def _query_object(request: Request) -> dict[str, Any]:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _scored(reply: ScoringReply) -> Response:
-    headers = {"x-ms-run-function-failed": str(reply.outcome in _RUN_FAILURES)}
+def _scored(reply: ScoringReply, status: int) -> Response:
+    headers = score_headers(reply)
+    answer = reply.rendered
+    if answer is None:
+        return Response(reply.body, status, dict(headers), reply.content_type)
+    response = (
+        Response(answer.body, answer.status)
+        if answer.stream is None
+        else StreamingResponse(iterate_in_threadpool(answer.stream), answer.status)
+    )
+    # One by one: a script may send the same header more than once.
+    given = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in answer.headers]
+    response.raw_headers += given + [(name.encode(), value.encode()) for name, value in headers]
+    return response
+
+
+def score_headers(reply: ScoringReply) -> list[tuple[str, str]]:
+    """What every answer of `/score` says beside its ids, its type and its length."""
+    failed = reply.outcome in _RUN_FAILURES
+    headers = [("x-ms-run-function-failed", str(failed))]
     if reply.run_s is not None:
-        headers["x-ms-run-fn-exec-ms"] = f"{reply.run_s * 1000:.3f}"
-    return Response(reply.body, STATUS[reply.outcome], headers, reply.content_type)
+        headers.append(("x-ms-run-fn-exec-ms", f"{reply.run_s * 1000:.3f}"))
+    return headers
+
+
+def _target(request: Request) -> str:
+    """Path and query as they were sent."""
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope["query_string"]
+    return (path.partition(b"?")[0] + (b"?" + query if query else b"")).decode("latin-1")
 
 
 def _json(status: int, document: Any, headers: Mapping[str, str] | None = None) -> Response:

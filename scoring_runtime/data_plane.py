@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from .errors import ContentTypeError, RequestError, ResultError
 from .json_codec import encode
 from .metrics import Metrics
+from .run_timer import RunTimer, ScoringTimeout
 from .schema import Signature
 from .tracebacks import user_traceback
 
@@ -30,26 +31,57 @@ class Outcome(Enum):
     UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
     RUN_FAILED = "run_failed"
     BAD_RESULT = "bad_result"
+    TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """`content_type` is the media type alone, in lower case, empty when the caller gave none."""
+    """`content_type` is the media type alone, in lower case, empty when the caller gave none.
+
+    `method` and `target` (path and query as sent) are for scripts that want the request whole.
+    """
 
     body: bytes
     content_type: str = ""
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    method: str = "POST"
+    target: str = "/score"
+
+    @property
+    def label(self) -> str:
+        """How log lines name this request: its id, and the caller's trace where there is one."""
+        trace = self.headers.get("traceparent")
+        return f"{self.request_id} traceparent {trace}" if trace else self.request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An answer that is more than a JSON body: what a script said by `AMLResponse`.
+
+    `headers` include the content type. With `stream` the body comes from it piece by piece, after `run` has returned.
+    """
+
+    body: bytes
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    failed: bool = False
+    stream: Iterator[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringReply:
-    """`run_s` is how long the model ran, None when it was not reached."""
+    """`run_s` is how long the model ran, None when it was not reached.
+
+    `rendered` stands for `body` and `content_type` when a script answered by `AMLResponse`; rare, so the usual reply
+    pays nothing for it.
+    """
 
     outcome: Outcome
     body: bytes
     run_s: float | None = None
     content_type: str = "application/json"
+    rendered: Rendered | None = None
 
 
 class Scorer(Protocol):
@@ -63,19 +95,40 @@ class Scorer(Protocol):
     def run(self, arguments: Any) -> Any:
         """Raises RequestError where only the model can tell that the input is wrong; anything else is a failure."""
 
-    def render(self, result: Any) -> bytes:
+    def render(self, result: Any) -> bytes | Rendered:
         """Raises ResultError when the result cannot be written."""
 
 
 class DataPlane:
-    def __init__(self, scorer: Scorer, metrics: Metrics) -> None:
+    def __init__(self, scorer: Scorer, metrics: Metrics, timer: RunTimer | None = None) -> None:
         self._scorer = scorer
         self._metrics = metrics
+        self._timer = timer
+
+    @property
+    def takes_raw_http(self) -> bool:
+        """Whether the scorer wants every request whole: GET, POST and OPTIONS."""
+        return bool(getattr(self._scorer, "takes_raw_http", False))
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long one run may take. `score` stops it where that is possible; whoever waits for the reply from another
+        thread gives up at this time all the same and answers with `timed_out`."""
+        return self._timer.timeout_s if self._timer is not None else None
+
+    def timed_out(self, request: ScoringRequest) -> ScoringReply:
+        """The answer for a run that has not come back; it is counted when it does."""
+        log.error("request %s: run() exceeds its time and has not stopped yet", request.label)
+        return self._too_slow(self.timeout_s)
 
     def score(self, request: ScoringRequest, source: str = "http") -> ScoringReply:
         """Answer one request; `source` is the counter's label."""
         reply = self._answer(request)
+        if reply.rendered is not None and reply.rendered.stream is not None and source != "http":
+            reply = _gathered(reply, reply.rendered.stream, request)
         self._metrics.request(source, reply.outcome.value, reply.run_s)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request %s: %s %s", request.label, source, reply.outcome.value)
         return reply
 
     def _answer(self, request: ScoringRequest) -> ScoringReply:
@@ -84,21 +137,44 @@ class DataPlane:
         try:
             arguments = self._scorer.parse(request)
             started = time.perf_counter()
-            result = self._scorer.run(arguments)
+            if self._timer is None:
+                result = self._scorer.run(arguments)
+            else:
+                result = self._timer.run(self._scorer.run, arguments)
             run_s = time.perf_counter() - started
-            return ScoringReply(Outcome.OK, self._scorer.render(result), run_s)
+            answer = self._scorer.render(result)
+            if isinstance(answer, bytes):
+                return ScoringReply(Outcome.OK, answer, run_s)
+            outcome = Outcome.RUN_FAILED if answer.failed else Outcome.OK
+            return ScoringReply(outcome, answer.body, run_s, rendered=answer)
         except ContentTypeError as error:
             return failure(Outcome.UNSUPPORTED_CONTENT_TYPE, str(error))
         except RequestError as error:
             return failure(Outcome.BAD_INPUT, str(error), run_s)
         except ResultError as error:
-            log.error("request %s: run() returned what JSON cannot hold: %s", request.request_id, error)
+            log.error("request %s: run() returned what JSON cannot hold: %s", request.label, error)
             return failure(Outcome.BAD_RESULT, BAD_RESULT, run_s)
+        except ScoringTimeout as error:
+            log.error("request %s: run() exceeded its time\n%s", request.label, user_traceback(error))
+            return self._too_slow(time.perf_counter() - started if started is not None else None)
         except BaseException as error:  # SystemExit in a script must not end a worker thread
             if started is not None and run_s is None:
                 run_s = time.perf_counter() - started
-            log.error("request %s: run() raised\n%s", request.request_id, user_traceback(error))
+            log.error("request %s: run() raised\n%s", request.label, user_traceback(error))
             return failure(Outcome.RUN_FAILED, RUN_FAILED, run_s)
+
+    def _too_slow(self, run_s: float | None) -> ScoringReply:
+        limit_ms = self._timer.timeout_ms if self._timer is not None else 0
+        return failure(Outcome.TIMED_OUT, f"Scoring timeout after {limit_ms} ms", run_s)
+
+
+def _gathered(reply: ScoringReply, stream: Iterator[bytes], request: ScoringRequest) -> ScoringReply:
+    """A streamed answer in one piece, for callers that have no stream."""
+    try:
+        return ScoringReply(reply.outcome, b"".join(stream), reply.run_s, rendered=reply.rendered)
+    except Exception as error:
+        log.error("request %s: the answer's stream raised\n%s", request.label, user_traceback(error))
+        return failure(Outcome.RUN_FAILED, RUN_FAILED, reply.run_s)
 
 
 # The texts a caller sees: nothing of the script, its data or its traceback.

@@ -5,9 +5,12 @@
 3. A `run` decorated with `inference_schema` gets its parameters picked by name from the JSON object in the
    body; names it does not know are ignored, defaults are honoured, the decorator converts them.
 4. A parameter `request_headers` gets the headers as a dict, in both kinds.
-5. What cannot work is refused at start: no `init` or `run`, `*args`, `**kwargs`, positional-only or no
-   parameter, a coroutine, a decorator that names a parameter which `run` does not have.
-6. The user's own failure comes first and complete: `ScriptError.user_traceback`.
+5. A `run` decorated with `@rawhttp` gets an `AMLRequest` for GET, POST and OPTIONS; any run may return an `AMLResponse`.
+6. A script that has a `driver_module` with `run` is Azure ML's generated wrapper: that `run` and the wrapper's `init`
+   are called.
+7. What cannot work is refused at start: no `init` or `run`, `*args`, `**kwargs`, positional-only or no
+   parameter, a coroutine, a decorator that names a parameter which `run` does not have, `@rawhttp` with a schema.
+8. The user's own failure comes first and complete: `ScriptError.user_traceback`.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .data_plane import ScoringRequest
+from .current_request import set_request_id
+from .data_plane import Rendered, ScoringRequest
 from .errors import BadInputError, ContentTypeError, ScriptError
 from .json_codec import decode, encode
+from .raw_http import AMLRequest, AMLResponse, is_rawhttp
 from .schema import Signature
 from .tracebacks import user_traceback
 
@@ -38,16 +43,26 @@ Parse = Callable[[ScoringRequest], dict[str, Any]]
 class EntryScript:
     """A loaded script; `init()` before the first `run`."""
 
-    def __init__(self, path: Path, module: ModuleType) -> None:
+    def __init__(self, path: Path, module: ModuleType, tracks_requests: bool = False) -> None:
         self.path = path
+        self._tracks_requests = tracks_requests
         self._init = _function(module, "init", path)
-        self._run = _function(module, "run", path)
+        self._run = _function(_driver(module), "run", path)
         _check_init(self._init, path)
         parameters = _run_parameters(self._run, path)
         self._wants_headers = parameters.pop(HEADERS_PARAMETER, None) is not None
         schemas = _decorated_schemas(self._run)
-        if schemas is None:
-            self._parse: Parse = _text_parser(next(iter(parameters)))
+        self.takes_raw_http = is_rawhttp(self._run)
+        if self.takes_raw_http:
+            if schemas is not None:
+                raise ScriptError(
+                    f"run() in {path} is decorated with @rawhttp and with a schema; expected one of them: a raw run"
+                    " gets the request as it is"
+                )
+            self._parse: Parse = _raw_parser(next(iter(parameters)))
+            self.signature = Signature()
+        elif schemas is None:
+            self._parse = _text_parser(next(iter(parameters)))
             self.signature = Signature()
         else:
             _check_schema_names(schemas.input, parameters, path)
@@ -55,13 +70,17 @@ class EntryScript:
             self.signature = schemas
 
     @classmethod
-    def load(cls, path: Path) -> EntryScript:
+    def load(cls, path: Path, tracks_requests: bool = False) -> EntryScript:
         """Run the script's top level.
+
+        Args:
+            path: the script.
+            tracks_requests: whether `current_request` knows which request a thread computes.
 
         Raises:
             ScriptError: no such file, it cannot be imported, or it has no usable `init` and `run`.
         """
-        return cls(path, _import(path))
+        return cls(path, _import(path), tracks_requests)
 
     def init(self) -> None:
         """Call the user's `init()`.
@@ -77,11 +96,13 @@ class EntryScript:
             ) from error
 
     def parse(self, request: ScoringRequest) -> dict[str, Any]:
-        if request.content_type in FORM_TYPES:
+        if request.content_type in FORM_TYPES and not self.takes_raw_http:
             raise ContentTypeError(
                 f"content type '{request.content_type}' is not scored; send the body with"
                 " 'Content-Type: application/json' (curl: -H 'Content-Type: application/json')"
             )
+        if self._tracks_requests:
+            set_request_id(request.request_id)
         arguments = self._parse(request)
         if self._wants_headers:
             arguments[HEADERS_PARAMETER] = dict(request.headers)
@@ -90,7 +111,9 @@ class EntryScript:
     def run(self, arguments: dict[str, Any]) -> Any:
         return self._run(**arguments)
 
-    def render(self, result: Any) -> bytes:
+    def render(self, result: Any) -> bytes | Rendered:
+        if isinstance(result, AMLResponse):
+            return result.render()
         return b"{}" if result is None else encode(result)
 
 
@@ -123,6 +146,12 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
         )
     checked: Callable[..., Any] = function
     return checked
+
+
+def _driver(module: ModuleType) -> ModuleType:
+    """Where `run` is: in the script, or in the module that Azure ML's generated `main.py` wraps."""
+    driver: Any = getattr(module, "driver_module", None)
+    return driver if callable(getattr(driver, "run", None)) else module
 
 
 def _check_init(init: Callable[..., Any], path: Path) -> None:
@@ -162,6 +191,13 @@ def _text_parser(name: str) -> Parse:
             return {name: str(request.body, "utf-8")}
         except UnicodeDecodeError as error:
             raise BadInputError(f"the body is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+    return parse
+
+
+def _raw_parser(name: str) -> Parse:
+    def parse(request: ScoringRequest) -> dict[str, Any]:
+        return {name: AMLRequest(request)}
 
     return parse
 

@@ -5,7 +5,8 @@
     │   ├── SettingsError       a bad argument or environment variable
     │   ├── ListenError         the socket cannot be had
     │   ├── ScriptError         the user's script cannot be used
-    │   └── ModelError          the model file cannot be used
+    │   ├── ModelError          the model file cannot be used
+    │   └── GoldenError         a recorded answer is not reproduced
     ├── RequestError          the caller's mistake
     │   ├── BadInputError       the body is not what the model takes
     │   └── ContentTypeError    the content type is not what the model takes
@@ -52,6 +53,11 @@ class ScriptError(StartError):
 
 class ModelError(StartError):
     code = "bad-model"
+    exit_code = 3
+
+
+class GoldenError(StartError):
+    code = "golden-differs"
     exit_code = 3
 
 

@@ -13,8 +13,11 @@ bytes, and answers `{"label": [7], "probabilities": [{"0": 0.0, …}]}`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so bef
 
 import numpy as np
 import onnxruntime as ort
+import orjson
 
+from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
@@ -82,15 +87,33 @@ class Tensor:
         return BadInputError(f"input '{self.name}' expects {self}, found {found}")
 
 
+# A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
+_LONG_S = 1e-3
+# Two sessions hold the weights twice; a larger model has one, with all processors, and runs one at a time.
+_MOST_TWICE_BYTES = 64 * 1024 * 1024
+
+
 class OnnxModel:
-    """One inference session; `run` may be called from several threads."""
+    """`run` may be called from several threads.
+
+    A long run has all processors while it is alone, and one processor while others run beside it: threads inside a
+    run and runs beside each other are worth about the same, and together they fight (benchmarks/serving, cnn). So a
+    model with long runs has two sessions, and `parallel_runs` says how many runs at once are worth it.
+    """
 
     def __init__(self, session: ort.InferenceSession, count_non_finite: Callable[[int], None]) -> None:
         self._session = session
+        self._lone: ort.InferenceSession | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+        self.parallel_runs = 1
+        self.calibration = Calibration(None)
         self._count_non_finite = count_non_finite
         self._inputs = {node.name: _tensor(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
         self._only = next(iter(self._inputs.values())) if len(self._inputs) == 1 else None
+        self._packer = RowPacker.of(self._only) if self._only is not None else None
+        self._output_nodes = session.get_outputs()
         self.signature = _signature(self._inputs, session.get_outputs(), self._only)
 
     @classmethod
@@ -107,16 +130,26 @@ class OnnxModel:
         """
         if not file.is_file():
             raise ModelError(f"the model file does not exist: {file}")
-        try:
-            session = ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise ModelError(
-                f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}"
-            ) from error
-        return cls(session, count_non_finite)
+        model = cls(_session(file, 1), count_non_finite)
+        model.calibration = calibrate(model)
+        run_s = model.calibration.run_s
+        if threads > 1 and (run_s is None or run_s > _LONG_S):
+            model._use_processors(file, threads, shared=run_s is not None)
+        return model
+
+    def _use_processors(self, file: Path, threads: int, *, shared: bool) -> None:
+        whole = _session(file, threads)
+        if shared and file.stat().st_size <= _MOST_TWICE_BYTES:
+            self._lone = whole
+            self.parallel_runs = threads
+        else:
+            self._session = whole
 
     def parse(self, request: ScoringRequest) -> dict[str, np.ndarray]:
         if request.content_type in (JSON, ""):
+            packed = self._packer.read(request.body) if self._packer is not None else None
+            if packed is not None:
+                return self._packer.array(packed)
             return self._from_json(decode(request.body))
         if request.content_type == OCTETS and self._only is not None:
             return {self._only.name: _from_octets(self._only, request.body)}
@@ -125,9 +158,21 @@ class OnnxModel:
 
     def run(self, arguments: dict[str, np.ndarray]) -> list[Any]:
         try:
-            return list(self._session.run(self._outputs, arguments))
+            if self._lone is None:
+                return list(self._session.run(self._outputs, arguments))
+            return self._run_beside_others(self._lone, arguments)
         except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
+
+    def _run_beside_others(self, lone: ort.InferenceSession, arguments: dict[str, np.ndarray]) -> list[Any]:
+        with self._lock:
+            self._running += 1
+            session = lone if self._running == 1 else self._session
+        try:
+            return list(session.run(self._outputs, arguments))
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def render(self, result: list[Any]) -> bytes:
         counter = _NonFinite()
@@ -137,6 +182,75 @@ class OnnxModel:
         if counter.values:
             self._count_non_finite(counter.values)
         return body
+
+    # ---- several requests in one run (turn_batch, calibration) ----
+
+    def read_rows(self, request: Any) -> tuple[Any, int]:
+        """One request's rows, for `join`, and how many they are.
+
+        Raises:
+            RequestError: as `parse` does.
+        """
+        packer = self._packer
+        if packer is None:
+            arguments = self.parse(request)
+            return arguments, len(next(iter(arguments.values())))
+        packed = packer.read(request.body) if request.content_type == JSON else None
+        if packed is None:
+            packed = self.parse(request)[packer.name].tobytes()
+        return packed, len(packed) // packer.row_bytes
+
+    def join(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+        if self._packer is not None:
+            return self._packer.array(b"".join(rows))
+        return {name: np.concatenate([given[name] for given in rows]) for name in self._inputs}
+
+    def row(self, arguments: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        return {name: value[index : index + 1] for name, value in arguments.items()}
+
+    def render_rows(self, result: Sequence[Any], rows: Sequence[int]) -> list[bytes]:
+        """The result's rows as one answer for each of `rows`, in order.
+
+        Raises:
+            ResultError: an output has other rows than went in.
+        """
+        total = sum(rows)
+        if any(len(value) != total for value in result):
+            raise ResultError(f"an output has no {total} rows")
+        ends = list(itertools.accumulate(rows))
+        if not all(map(_is_plain, result)):
+            return [
+                self.render([v[end - n : end] for v in result]) for n, end in zip(rows, ends, strict=True)
+            ]
+        names = self._outputs
+        return [
+            encode({name: value[end - n : end] for name, value in zip(names, result, strict=True)})
+            for n, end in zip(rows, ends, strict=True)
+        ]
+
+    def joins_rows(self) -> bool:
+        """Whether the first dimension, and no other, is free in every input, and rows come out again."""
+        return all(
+            tensor.free_dimensions == 1 and isinstance(tensor.shape[0], str) and tensor.dtype != object
+            for tensor in self._inputs.values()
+        ) and all(_has_rows(node) for node in self._output_nodes)
+
+    def example(self, rows: int) -> dict[str, np.ndarray] | None:
+        """Made-up arguments, the same at every call; None when something beside the rows is free, or for text."""
+        if any(
+            tensor.dtype == object or any(isinstance(size, str) for size in tensor.shape[1:])
+            for tensor in self._inputs.values()
+        ):
+            return None
+        generator = np.random.default_rng(0)
+        return {name: _made_up(tensor, rows, generator) for name, tensor in self._inputs.items()}
+
+    def same_rows(self, joined: Sequence[Any], singles: Sequence[Sequence[Any]]) -> bool:
+        """Equal but for the last digits: a kernel for many rows may add up in another order."""
+        return all(
+            len(value) == len(singles) and _same(value, [single[number] for single in singles])
+            for number, value in enumerate(joined)
+        )
 
     def _from_json(self, document: Any) -> dict[str, np.ndarray]:
         if not isinstance(document, dict):
@@ -158,6 +272,102 @@ class OnnxModel:
         if self._only is not None:
             return f'{{"{ANY_INPUT}": …}} or {{"{self._only.name}": …}}'
         return "{" + ", ".join(f'"{name}": …' for name in self._inputs) + "}"
+
+
+class RowPacker:
+    """Plain rows of numbers → the input's own memory, for an input of numbers [rows, fixed].
+
+    What it does not take (another shape, true, text, null, a number too large) is no error: the general conversion
+    then says what is wrong, or does what is rare.
+    """
+
+    # Each number of a row is an argument of one call; longer rows are quicker by way of numpy.
+    MOST_COLUMNS = 256
+
+    def __init__(self, tensor: Tensor, columns: int) -> None:
+        self.name = tensor.name
+        self._names = (ANY_INPUT, tensor.name)
+        self._columns = columns
+        self._dtype = tensor.dtype
+        row = struct.Struct(f"={columns}{_STRUCT[tensor.dtype.name]}")
+        self._pack = row.pack
+        self.row_bytes = row.size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> RowPacker | None:
+        if len(tensor.shape) != 2 or tensor.dtype.name not in _STRUCT:
+            return None
+        columns = tensor.shape[1]
+        if (
+            isinstance(tensor.shape[0], int)
+            or isinstance(columns, str)
+            or not 0 < columns <= cls.MOST_COLUMNS
+        ):
+            return None
+        return cls(tensor, columns)
+
+    def read(self, body: bytes) -> bytes | None:
+        """The rows of a JSON body as the tensor's bytes."""
+        # `pack` would take true for 1. Numbers have no such letters, and names that have them are rare.
+        if b"true" in body or b"false" in body:
+            return None
+        try:
+            document = orjson.loads(body)
+            [(name, rows)] = document.items()
+            if name not in self._names or type(rows) is not list:
+                return None
+            if len(rows) == 1:
+                return self._pack(*rows[0])
+            return b"".join([self._pack(*row) for row in rows]) or None
+        except (struct.error, ValueError, TypeError, AttributeError, OverflowError):
+            return None
+
+    def array(self, packed: bytes) -> dict[str, np.ndarray]:
+        return {self.name: np.frombuffer(packed, self._dtype).reshape(-1, self._columns)}
+
+
+_STRUCT = {"float32": "f", "float64": "d", "int32": "i", "int64": "q"}
+
+
+def _has_rows(node: ort.NodeArg) -> bool:
+    if node.type.startswith("seq(map("):
+        return True
+    return bool(node.shape) and not isinstance(node.shape[0], int)
+
+
+def _made_up(tensor: Tensor, rows: int, generator: np.random.Generator) -> np.ndarray:
+    shape = [rows if isinstance(size, str) else size for size in tensor.shape]
+    if tensor.dtype.kind == "f":
+        return generator.standard_normal(shape).astype(tensor.dtype)
+    return generator.integers(0, 2, shape).astype(tensor.dtype)
+
+
+def _same(joined: Any, singles: Sequence[Any]) -> bool:
+    if isinstance(joined, np.ndarray):
+        return all(
+            np.allclose(row, single[0], rtol=1e-4, atol=1e-6)
+            for row, single in zip(joined, singles, strict=True)
+        )
+    return all(
+        row.keys() == single[0].keys()
+        and all(math.isclose(row[key], single[0][key], rel_tol=1e-4, abs_tol=1e-6) for key in row)
+        for row, single in zip(joined, singles, strict=True)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether every part of it is written as it is: no maps, no text, no half floats, nothing that is null."""
+    if not isinstance(value, np.ndarray) or not value.flags.c_contiguous:
+        return False
+    kind = value.dtype.kind
+    return kind in "iub" or (kind == "f" and value.dtype.itemsize > 2 and bool(np.isfinite(value).all()))
+
+
+def _session(file: Path, threads: int) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
 
 
 def _options(threads: int) -> ort.SessionOptions:

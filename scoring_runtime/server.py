@@ -28,6 +28,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from .data_plane import ScoringReply
+from .fast_path import CLOSE, Call, FastScore, answer_bytes, ok_bytes, refusal_bytes
+from .head_memo import END, MAX_HEAD_BYTES, START, Head
 from .readiness import Phase, Readiness
 from .signals import EarlySignals
 from .traffic import Traffic
@@ -42,33 +45,247 @@ _BACKLOG = 2048
 # that they are the ones who close it.
 _KEEP_ALIVE_S = 75
 
+# A head that is not there whole, or a client that does not read its answers, after this long ends its connection.
+_QUIET_S = 60
+# A head or trailers beyond this end their connection: httptools would gather them without end. The first read of a head
+# is not counted, so the application's own limit (the same) is what most see.
+_HEAD_LIMIT_BYTES = 64 * 1024
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b'content-length: 42\r\n\r\n{"message":"the head exceeds 65536 bytes"}'
+)
+# Bytes of following requests kept while one is computed; more stays in the socket.
+_BACKLOG_BYTES = 64 * 1024
 
-class DrainingState(ServerState):
-    """uvicorn's state of one listener, and whether it is draining."""
+
+class ListenerState(ServerState):
+    """uvicorn's state of one listener, and ours.
+
+    Attributes:
+        draining: SIGTERM was received.
+        second: counts the ticks; idle connections are measured by it instead of by a timer for each request.
+        date: the Date header's line.
+    """
 
     draining = False
+    second = 0
+    date = b""
 
 
 class ScoringProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a drain that loses no request."""
+    """uvicorn's protocol with a drain that loses no request, and with `POST /score` answered without ASGI.
 
-    server_state: DrainingState
-    _reading_head = False
+    The general parser (httptools, then ASGI) sees everything but the plain form that `head_memo` knows. A request of
+    that form is taken only between two messages of the general parser, when nothing waits for an answer and its head
+    is there whole. While it is computed, what follows it waits in `_backlog`: answers keep their order.
+    """
+
+    server_state: ListenerState
+    _in_message = False  # the general parser is between the first and the last byte of a message
+    _reading_head = False  # and still in its head
+    _received = 0  # bytes given to the general parser
+    _head_from = 0  # of them, those before the read after which nothing but head or trailers came
+    _general_only = False  # another protocol was asked for on this connection
+    _pending = False  # a fast request is being computed, or its answer waits for the client to read
+    _stalled = False  # the latter
+    _in_read = False  # `_read` is on the stack and goes on by itself
+    _more = False  # bytes follow the request being computed
+    _ended = False  # the client will send no more
+    _asked: tuple[Head, str | None] | None = None  # a fast request whose body is arriving
+    _missing = 0
+    _backlog = b""
+    _backlog_at = 0
+    _used = 0  # the second in which the last request began
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ListenerState,
+        loop: asyncio.AbstractEventLoop,
+        fast: FastScore | None,
+    ) -> None:
+        super().__init__(config, server_state, {}, loop)
+        self._fast = fast
+        self._pieces: list[bytes | memoryview] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._used = self.server_state.second
         if self.server_state.draining:
             self.shutdown()
 
+    # ---- in ----
+
+    def data_received(self, data: bytes) -> None:
+        if self._pending:
+            self._backlog = self._backlog[self._backlog_at :] + data
+            self._backlog_at = 0
+            self._more = True
+            if len(self._backlog) > _BACKLOG_BYTES:
+                self.flow.pause_reading()
+        elif self._missing:
+            self._continue_body(data)
+        elif (
+            self._fast is None
+            or self._in_message
+            or self._general_only
+            or not data.startswith(START)
+            or not (self.cycle is None or self.cycle.response_complete)
+        ):
+            self._parse(data)
+        else:
+            self._read(data, 0, self._fast)
+
+    def _read(self, data: bytes, at: int, fast: FastScore) -> None:
+        """Requests from `at` on, until one is incomplete, is being computed, or is not of the plain form."""
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._used = self.server_state.second
+        while at < len(data):
+            if self.flow.write_paused:
+                self._pending = self._stalled = True
+                self._keep(data, at)
+                return
+            end = data.find(END, at, at + MAX_HEAD_BYTES) + len(END)
+            found = fast.memo.read(data[at:end]) if end >= len(END) else None
+            if found is None:
+                self._parse(data[at:])
+                return
+            head, given_id = found
+            following = end + head.length
+            if following > len(data):
+                self._asked, self._missing = found, following - len(data)
+                self._pieces.append(memoryview(data)[end:])
+                break
+            at = following
+            self._more = at < len(data)
+            self._pending = self._in_read = True
+            fast.accept(Call(self, head, given_id, data[end:following]))
+            self._in_read = False
+            if self._pending:
+                self._keep(data, at)
+                return
+            if self.transport.is_closing():
+                return
+        if self._ended:
+            self.transport.close()
+
+    def _keep(self, data: bytes, at: int) -> None:
+        if at < len(data):
+            self._backlog, self._backlog_at = data, at
+            if len(data) - at > _BACKLOG_BYTES:
+                self.flow.pause_reading()
+
+    def _continue_body(self, data: bytes) -> None:
+        following = min(len(data), self._missing)
+        self._missing -= following
+        self._pieces.append(data[:following])
+        if self._missing:
+            return
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        assert self._asked is not None and self._fast is not None
+        (head, given_id), self._asked = self._asked, None
+        self._pending = True
+        self._more = following < len(data)
+        self._keep(data, following)
+        self._fast.accept(Call(self, head, given_id, body))
+
+    def eof_received(self) -> bool:
+        """True keeps the connection of a client that only waits for its answer now."""
+        self._ended = True
+        return self._pending
+
+    # ---- out ----
+
+    @property
+    def is_only(self) -> bool:
+        return len(self.connections) == 1
+
+    def answer(self, call: Call, reply: ScoringReply) -> None:
+        if not self.transport.is_closing():
+            close = self.server_state.draining and not self._more
+            self.transport.write(answer_bytes(call, reply, self.server_state.date, close=close))
+            self._answered(close)
+
+    def answer_ok(self, call: Call, start: bytes, body: bytes) -> None:
+        transport = self.transport
+        if transport.is_closing():
+            return
+        state = self.server_state
+        if state.draining or self._backlog or self._ended or self._in_read:
+            close = state.draining and not self._more
+            date = state.date + CLOSE if close else state.date
+            transport.write(ok_bytes(call, start, body, date))
+            self._answered(close)
+        else:
+            transport.write(ok_bytes(call, start, body, state.date))
+            self._pending = False
+
+    def refuse(self, call: Call, status: int, message: str) -> None:
+        if not self.transport.is_closing():
+            close = status == 408 or (self.server_state.draining and not self._more)
+            self.transport.write(refusal_bytes(call, status, message, self.server_state.date, close=close))
+            self._answered(close)
+
+    def _answered(self, close: bool) -> None:
+        self._pending = False
+        if close:
+            self.transport.close()
+            return
+        if self.server_state.draining:  # what follows may be no whole request
+            self.loop.call_later(LINGER_S, self._close_if_idle)
+        if not self._in_read and (self._backlog or self._ended):
+            self._resume()
+
+    def _resume(self) -> None:
+        data, at = self._backlog, self._backlog_at
+        self._backlog, self._backlog_at = b"", 0
+        self.flow.resume_reading()
+        if self._fast is not None and (data or self._ended):
+            self._read(data, at, self._fast)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled = self._pending = False
+            if not self.transport.is_closing():
+                self._resume()
+
+    # ---- the general parser ----
+
+    def _parse(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        if self._in_message and self._received - self._head_from > _HEAD_LIMIT_BYTES:
+            if self._reading_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_from = self._received
+        super().on_body(body)
+
     def on_message_begin(self) -> None:
-        self._reading_head = True
+        self._head_from = self._received
+        self._in_message = self._reading_head = True
+        self._used = self.server_state.second
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._reading_head = False
+        self._general_only = self._general_only or self.parser.should_upgrade()
         super().on_headers_complete()
         if self.server_state.draining and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        super().on_message_complete()
+
+    # ---- the end ----
 
     def shutdown(self) -> None:
         if self._is_idle():
@@ -76,19 +293,41 @@ class ScoringProtocol(HttpToolsProtocol):
         elif self.cycle is not None:
             self.cycle.keep_alive = False
 
+    def tick(self) -> None:
+        """Once a second: end what has been quiet for too long."""
+        quiet_s = self.server_state.second - self._used
+        if self._missing:
+            self._check_body(quiet_s)
+        elif (self._stalled or self._reading_head) and quiet_s > _QUIET_S:
+            self.transport.abort()
+        elif self._is_idle() and self.timeout_keep_alive_task is None and quiet_s > _KEEP_ALIVE_S:
+            self.transport.close()
+
+    def _check_body(self, waiting_s: float) -> None:
+        assert self._asked is not None and self._fast is not None
+        if waiting_s > self._fast.body_timeout_s:
+            (head, given_id), self._asked = self._asked, None
+            self._missing = 0
+            self._pieces.clear()
+            message = f"the body did not arrive within {self._fast.body_timeout_s:g} s"
+            self.refuse(Call(self, head, given_id, b""), 408, message)
+
     def _close_if_idle(self) -> None:
         if self._is_idle() and not self._reading_head:
             self.transport.close()
 
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return (
+            not self._pending and not self._missing and (self.cycle is None or self.cycle.response_complete)
+        )
 
 
 class Listener:
     """One listening socket and the connections accepted from it."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, fast: FastScore | None) -> None:
         self._socket = sock
+        self._fast = fast
         self._config = uvicorn.Config(
             app,
             http=ScoringProtocol,
@@ -101,7 +340,7 @@ class Listener:
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self._config.load()
-        self._state = DrainingState()
+        self._state = ListenerState()
         self._server: asyncio.Server | None = None
 
     @property
@@ -116,8 +355,14 @@ class Listener:
         )
 
     def tick(self) -> None:
-        """The Date header, made once a second instead of once a response."""
-        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        """The Date header, made once a second instead of once a response; and what was quiet for too long ends."""
+        date = formatdate(usegmt=True).encode()
+        self._state.default_headers = [(b"date", date)]
+        self._state.date = b"date: %b\r\n" % date
+        self._state.second += 1
+        for connection in list(self._state.connections):
+            if isinstance(connection, ScoringProtocol):
+                connection.tick()
 
     def stop_accepting(self) -> None:
         """Close our file descriptor of the listening socket; other processes' ones go on listening."""
@@ -144,7 +389,7 @@ class Listener:
             connection.transport.abort()
 
     def _protocol(self) -> asyncio.Protocol:
-        return ScoringProtocol(self._config, self._state, {}, asyncio.get_running_loop())
+        return ScoringProtocol(self._config, self._state, asyncio.get_running_loop(), self._fast)
 
 
 class ModuleServer:
@@ -160,10 +405,11 @@ class ModuleServer:
         hold: bool,
         early: EarlySignals,
         traffic: Traffic,
+        fast: FastScore | None = None,
     ) -> None:
         self._readiness = readiness
-        self._public = Listener(app, public)
-        self._health = Listener(app, health) if health is not None else None
+        self._public = Listener(app, public, fast)
+        self._health = Listener(app, health, fast) if health is not None else None
         self._hold = hold
         self._early = early
         self._traffic = traffic

@@ -17,6 +17,9 @@ DEFAULT_PORT = 5001  # Azure ML's server
 DEFAULT_BODY_LIMIT_BYTES = (
     100 * 1024 * 1024
 )  # the payload limit of Azure ML's front end (facts/azureml.md §3)
+DEFAULT_SCORING_TIMEOUT_MS = 3_600_000  # Azure ML's server
+DEFAULT_HEALTH_PORT = 5000  # Azure ML's server
+DEFAULT_BODY_TIMEOUT_S = 60
 DEFAULT_MESSAGE_ROUTES = "input1=output1"
 
 VARIABLES = {
@@ -31,11 +34,30 @@ VARIABLES = {
     "EDGEWRIGHT_HOLD": "1: serve the public address only after SIGUSR1",
     "EDGEWRIGHT_THREADS": "how many run() at once, 1 by default",
     "EDGEWRIGHT_MAX_BODY_BYTES": "largest request body, 100 MiB by default",
+    "EDGEWRIGHT_BODY_TIMEOUT_S": "seconds in which a request's body must arrive, 60 by default",
+    "SCORING_TIMEOUT_MS": "longest run(), then the client gets 500; 3600000 by default",
+    "SEPERATE_HEALTH_ENDPOINT": "true: health on a port of its own too (HEALTH_PORT)",
+    "HEALTH_PORT": "that port, 5000 by default",
+    "AML_CORS_ORIGINS": "origins allowed to ask from a browser, joined by commas; * for any; none by default",
+    "AML_MODEL_DC_STORAGE_ENABLED": "true: ModelDataCollector stores; off by default",
+    "AML_MODEL_DC_DEBUG": "true: ModelDataCollector prints instead",
+    "AML_MODEL_DC_BOUNDARY": "hour: what is collected says 60 minutes instead of 1440",
+    "EDGEWRIGHT_COLLECTED_DIR": "where modeldata/ is made, the temporary folder by default",
+    "EDGEWRIGHT_COLLECTED_MAX_BYTES": "most bytes of collected data, 32 MiB by default",
     "AZUREML_LOG_LEVEL": "DEBUG, INFO (default), WARNING or ERROR",
+    "EDGEWRIGHT_GOLDEN": "folder of golden cases, relative to AML_APP_ROOT; checked before the module is ready",
+    "EDGEWRIGHT_LOG_FORMAT": "text (default) or json: one object a line",
     "SERVICE_NAME": "title of the swagger documents",
     "SERVICE_VERSION": "version of the swagger documents",
     "SERVICE_PATH_PREFIX": "prefix of the paths in the swagger documents",
 }
+# Azure ML's variables that ask for what this runtime does not do: named in a warning, never silently dropped.
+_WITHOUT_EFFECT = {
+    "AML_APP_INSIGHTS_ENABLED": "Application Insights is not contacted; requests are counted in /metrics and logged here",
+    "AML_APP_INSIGHTS_KEY": "Application Insights is not contacted; the key is not read",
+    "AZUREML_DEBUG_PORT": "no debugger is started",
+}
+_LOG_FORMATS = ("text", "json")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 # What IoT Edge gives a module (facts/iotedge.md §4.1); with IOTEDGE_WORKLOADURI all of them must be there.
@@ -87,6 +109,14 @@ class Settings:
     log_level: str
     service: Service
     edge: EdgeModule | None
+    cors_origins: tuple[str, ...] = ()
+    scoring_timeout_ms: int = DEFAULT_SCORING_TIMEOUT_MS
+    body_timeout_s: int = DEFAULT_BODY_TIMEOUT_S
+    health_port: int | None = None
+    log_format: str = "text"
+    warnings: tuple[str, ...] = ()
+    golden: Path | None = None
+    collects_data: bool = False
 
     @classmethod
     def read(
@@ -98,6 +128,7 @@ class Settings:
         model_dir: str | None = None,
         host: str | None = None,
         port: int | None = None,
+        golden: str | None = None,
         cwd: Path,
     ) -> Settings:
         """Combine arguments and environment.
@@ -127,6 +158,16 @@ class Settings:
             log_level=_log_level(environment),
             service=_service(environment),
             edge=_edge_module(environment),
+            cors_origins=_cors_origins(environment),
+            scoring_timeout_ms=_number(environment, "SCORING_TIMEOUT_MS", 1, 1 << 40)
+            or DEFAULT_SCORING_TIMEOUT_MS,
+            body_timeout_s=_number(environment, "EDGEWRIGHT_BODY_TIMEOUT_S", 1, 3600)
+            or DEFAULT_BODY_TIMEOUT_S,
+            health_port=_health_port(environment),
+            log_format=_one_of(environment, "EDGEWRIGHT_LOG_FORMAT", _LOG_FORMATS),
+            warnings=_warnings(environment),
+            collects_data=_flag(environment, "AML_MODEL_DC_STORAGE_ENABLED"),
+            golden=_golden(environment, golden, app_root, cwd),
         )
 
 
@@ -187,6 +228,16 @@ def _folder(text: str | None, cwd: Path) -> Path | None:
     return cwd / text
 
 
+def _golden(environment: Mapping[str, str], golden: str | None, app_root: Path, cwd: Path) -> Path | None:
+    in_image = environment.get("EDGEWRIGHT_GOLDEN")
+    if not golden and not in_image:
+        return None
+    folder = cwd / golden if golden else app_root / str(in_image)
+    if not folder.is_dir():
+        raise SettingsError(f"the folder of golden cases does not exist: {folder}")
+    return folder
+
+
 def _port(port: int | None) -> int:
     if port is None:
         return DEFAULT_PORT
@@ -216,6 +267,40 @@ def _log_level(environment: Mapping[str, str]) -> str:
     if level not in _LOG_LEVELS:
         raise SettingsError(f"AZUREML_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}, not '{level}'")
     return level
+
+
+def _one_of(environment: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
+    """The first choice is the default."""
+    value = environment.get(name, "").strip().lower() or choices[0]
+    if value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, not '{value}'")
+    return value
+
+
+def _cors_origins(environment: Mapping[str, str]) -> tuple[str, ...]:
+    parts = (part.strip() for part in environment.get("AML_CORS_ORIGINS", "").split(","))
+    origins = tuple(filter(None, parts))
+    for origin in origins:
+        if not origin.isascii() or not origin.isprintable() or " " in origin:
+            raise SettingsError(
+                f"AML_CORS_ORIGINS must be origins like https://app.example joined by commas, not '{origin}'"
+            )
+    return origins
+
+
+def _health_port(environment: Mapping[str, str]) -> int | None:
+    if not _flag(environment, "SEPERATE_HEALTH_ENDPOINT"):  # Azure ML's spelling
+        return None
+    port = _number(environment, "HEALTH_PORT", 0, 65535)
+    return DEFAULT_HEALTH_PORT if port is None else port
+
+
+def _warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
+    asked = (name for name in _WITHOUT_EFFECT if environment.get(name, "").strip().lower() not in _OFF)
+    return tuple(f"{name} is set and has no effect: {_WITHOUT_EFFECT[name]}" for name in asked)
+
+
+_OFF = ("", "0", "false")
 
 
 def _service(environment: Mapping[str, str]) -> Service:

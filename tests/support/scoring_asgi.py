@@ -10,10 +10,11 @@ from urllib.parse import quote
 from scoring_server import Reply
 
 from scoring_runtime.app import ScoringApp
-from scoring_runtime.data_plane import DataPlane, ScoringRequest
+from scoring_runtime.data_plane import DataPlane, Scorer, ScoringRequest
 from scoring_runtime.json_codec import decode, encode
 from scoring_runtime.metrics import Metrics
 from scoring_runtime.readiness import Phase, Readiness
+from scoring_runtime.run_timer import RunTimer
 from scoring_runtime.schema import Service, Signature, SwaggerDocuments
 from scoring_runtime.workers import WorkerPool
 
@@ -40,18 +41,26 @@ class AppUnderTest:
     """The app around one function, with its collaborators to look at."""
 
     def __init__(
-        self, run: Callable[[Any], Any] = lambda value: value, *, body_limit_bytes: int = 1000
+        self,
+        run: Callable[[Any], Any] = lambda value: value,
+        *,
+        scorer: Scorer | None = None,
+        body_limit_bytes: int = 1000,
+        timeout_ms: int = 60_000,
+        **options: Any,
     ) -> None:
         self.metrics = Metrics("double:1")
         self.readiness = Readiness("double:1", Phase.READY)
-        scorer = FunctionScorer(run)
+        scorer = scorer or FunctionScorer(run)
+        self.sent_headers: list[tuple[str, str]] = []
         self._app = ScoringApp(
-            DataPlane(scorer, self.metrics),
+            DataPlane(scorer, self.metrics, RunTimer(timeout_ms)),
             WorkerPool(1),
             readiness=self.readiness,
             documents=SwaggerDocuments(scorer.signature, Service(), None),
             metrics=self.metrics,
             body_limit_bytes=body_limit_bytes,
+            **options,
         ).asgi()
 
     def call(
@@ -60,8 +69,11 @@ class AppUnderTest:
         target: str,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        *,
         chunk: int = 1 << 20,
+        pause_s: float = 0.0,
     ) -> Reply:
+        """`pause_s` passes before every piece of `chunk` bytes."""
         path, _, query = target.partition("?")
         scope = {
             "type": "http",
@@ -73,18 +85,27 @@ class AppUnderTest:
             "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
         }
         return asyncio.run(
-            self._call(scope, [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""])
+            self._call(scope, [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""], pause_s)
         )
 
-    async def _call(self, scope: dict[str, Any], chunks: list[bytes]) -> Reply:
+    async def _call(self, scope: dict[str, Any], chunks: list[bytes], pause_s: float) -> Reply:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
+            await asyncio.sleep(pause_s)
+            if not chunks:
+                await asyncio.Event().wait()  # the client stays, and sends nothing more
             return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         await self._app(scope, receive, send)
-        headers = {name.decode().lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
-        return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+        self.sent_headers = [
+            (name.decode().lower(), value.decode("latin-1")) for name, value in sent[0]["headers"]
+        ]
+        return Reply(
+            sent[0]["status"],
+            dict(self.sent_headers),
+            b"".join(message.get("body", b"") for message in sent[1:]),
+        )

@@ -122,7 +122,34 @@ def test_a_request_without_id_gets_one_of_its_own() -> None:
 def test_a_long_id_is_refused(name: str) -> None:
     assert AppUnderTest().call("GET", "/", headers={name: "x" * 100}).status == 200
     reply = AppUnderTest().call("GET", "/", headers={name: "x" * 101})
-    assert (reply.status, reply.message) == (431, f"{name} must not exceed 100 characters")
+    assert reply.status == 431
+    assert name in reply.message and reply.message.endswith("must not exceed 100 characters")
+    assert "x-ms-request-id" not in reply.headers and "x-ms-client-request-id" not in reply.headers
+    assert ("x-request-id" in reply.headers) is (name != "x-request-id")
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_a_traceparent_comes_back_and_is_in_the_log_of_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    reply = AppUnderTest(fail).call("POST", "/score", b"1", {**JSON, "traceparent": TRACE})
+    assert (reply.status, reply.headers["traceparent"]) == (500, TRACE)
+    assert f"traceparent {TRACE}: run() raised" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "00-0-0-01",
+        TRACE.upper(),
+        "ff" + TRACE[2:],
+        TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32),
+    ],
+)
+def test_a_malformed_traceparent_does_not_come_back(value: str) -> None:
+    reply = AppUnderTest().call("POST", "/score", b"1", {**JSON, "traceparent": value})
+    assert "traceparent" not in reply.headers
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scoring_runtime.errors import SettingsError
-from scoring_runtime.settings import Settings, parse_message_routes
+from scoring_runtime.settings import VARIABLES, Settings, parse_message_routes
 
 EDGE = {
     "IOTEDGE_IOTHUBHOSTNAME": "hub.test",
@@ -127,3 +127,10 @@ def test_message_routes_are_pairs() -> None:
 def test_bad_message_routes_are_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="EDGEWRIGHT_MESSAGES must be"):
         parse_message_routes(text)
+
+
+def test_every_variable_has_its_place_in_the_reference() -> None:
+    folder = Path(__file__).resolve().parents[3] / "docs" / "reference"
+    pages = "".join((folder / name).read_text() for name in ("serving.md", "image.md"))
+    # Two pages write some names together: EDGEWRIGHT_HTTP_FD, EDGEWRIGHT_HEALTH_FD, …
+    assert [name for name in VARIABLES if name not in pages] == []
