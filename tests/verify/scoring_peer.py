@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests/support"))
-sys.path.insert(0, str(ROOT / "tests/contract"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "contract"))
 
 import test_scoring_contract as table
 import uv
+from scoring_contract import ROOT
 
 PEER = "azureml-inference-server-http==1.5.1"
 # The scripts' own packages, and what this runtime needs in any image.
