@@ -41,7 +41,7 @@ def bodies(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         required = set(schema.get("required", ()))
         fields = {name: bodies(each) for name, each in schema.get("properties", {}).items()}
         optional = {name: each for name, each in fields.items() if name not in required}
-        return st.fixed_dictionaries({name: fields[name] for name in required}, optional=optional)
+        return st.fixed_dictionaries({name: fields[name] for name in sorted(required)}, optional=optional)
     if kind == "array":
         low = schema.get("minItems", 1)
         return st.lists(
@@ -65,7 +65,8 @@ def damaged_documents(draw: st.DrawFn, documents: st.SearchStrategy[Any]) -> Any
     for _ in range(draw(st.integers(1, 3))):
         place, key = draw(st.sampled_from(_places(holder)))
         change: Callable[[Any, Any, Any], None] = draw(st.sampled_from([_put, _wrap, _remove, _double]))
-        change(place, key, draw(JUNK))
+        # A copy: the next change may be inside it, and a strategy's value must stay as it is.
+        change(place, key, copy.deepcopy(draw(JUNK)))
     return holder[0] if holder else None
 
 
