@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import signal
 import socket
 import time
@@ -313,7 +314,12 @@ class ScoringProtocol(HttpToolsProtocol):
             self.refuse(Call(self, head, given_id, b""), 408, message)
 
     def _close_if_idle(self) -> None:
-        if self._is_idle() and not self._reading_head:
+        if not self._is_idle() or self._reading_head:
+            return
+        # On a busy machine the request may have come while nobody looked; closing now would reset the connection.
+        if select.select([self.transport.get_extra_info("socket")], [], [], 0)[0]:
+            self.loop.call_later(_POLL_S, self._close_if_idle)
+        else:
             self.transport.close()
 
     def _is_idle(self) -> bool:

@@ -288,6 +288,7 @@ class TestModules:
     def test_logs_of_several_instances_follow_one_another(self, harness: RuntimeHarness) -> None:
         harness.start("1")
         harness.start("2")
+        until(lambda: "module 2 starts\n" in harness.runtime.logs("scorer"), "the second one has written")
         assert harness.runtime.logs("scorer") == "module 1 starts\nmodule 2 starts\n"
         assert harness.runtime.logs("nobody") == ""
 
