@@ -65,6 +65,7 @@ def main() -> int:
     for step in steps:
         print(f"{step['step']:42} {step['seconds']['median']:6.1f} s  {step['moved']}")
     print(f"{'total':42} {total['median']:6.1f} s  ({total['least']} to {total['most']}); bar {BAR_S:g} s")
+    RESULTS.parent.mkdir(exist_ok=True)
     document = {
         "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": subprocess.run(
@@ -81,7 +82,6 @@ def main() -> int:
         "total_s": total,
         "steps": steps,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if total["median"] <= BAR_S else 1
 
