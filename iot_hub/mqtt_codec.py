@@ -178,21 +178,6 @@ def check_topic_filter(topic_filter: str) -> None:
         )
 
 
-def topic_matches(topic_filter: str, topic: str) -> bool:
-    """Whether a valid filter selects a topic; a leading wildcard never selects a `$` topic (4.7.2)."""
-    if topic.startswith("$") and topic_filter[:1] in ("+", "#"):
-        return False
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    if wanted[-1] == "#":
-        wanted = wanted[:-1]
-        if len(levels) < len(wanted):
-            return False
-        levels = levels[: len(wanted)]
-    return len(wanted) == len(levels) and all(
-        w in ("+", level) for w, level in zip(wanted, levels, strict=True)
-    )
-
-
 class _Body:
     """Reads the fields of one packet; running out of bytes is a protocol error."""
 

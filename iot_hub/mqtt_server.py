@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge_contracts.errors import HubError
+from edge_contracts.topics import filter_matches
 from iot_hub.mqtt_codec import (
     MAX_REMAINING_BYTES,
     SUBSCRIBE_FAILURE,
@@ -68,7 +69,6 @@ from iot_hub.mqtt_codec import (
     Unsuback,
     Unsubscribe,
     encode,
-    topic_matches,
 )
 
 log = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
             ) from None
 
     def is_subscribed(self, topic: str) -> bool:
-        return any(topic_matches(topic_filter, topic) for topic_filter in self.subscriptions)
+        return any(filter_matches(topic_filter, topic) for topic_filter in self.subscriptions)
 
     def close(self, reason: DisconnectReason = DisconnectReason.SERVER) -> None:
         """End the connection; returns at once, `on_disconnected` follows."""
@@ -707,7 +707,7 @@ class MqttServer:
     def is_subscribed(self, identity: Identity | str, topic: str) -> bool:
         """Whether a message on `topic` is wanted; true of an absent identity, too, when its session is kept."""
         filters = self._subscriptions.get(str(identity), ())
-        return any(topic_matches(topic_filter, topic) for topic_filter in filters)
+        return any(filter_matches(topic_filter, topic) for topic_filter in filters)
 
     def disconnect(
         self, identity: Identity | str, reason: DisconnectReason = DisconnectReason.SERVER
