@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from docker_engine import DockerEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -25,3 +30,12 @@ def reference_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set EDGEWRIGHT_REFERENCE_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """A Docker engine of the tests' own; see tests/support/docker_engine.py."""
+    from docker_engine import running_docker_engine
+
+    with running_docker_engine() as engine:
+        yield engine
