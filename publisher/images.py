@@ -12,11 +12,8 @@ tagged `name:version`; every build of a name is its next version, and the same i
 from __future__ import annotations
 
 import builtins
-import io
 import json
-import secrets
 import sqlite3
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +25,7 @@ from edge_containers.image_model import (
     ImageIndex,
     ImageManifest,
     Platform,
-    canonical_json,
 )
-from edge_contracts.errors import PublishError
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
@@ -39,6 +34,7 @@ from publisher.database import next_version
 from publisher.environments import Environment
 from publisher.errors import NotFoundError, ScriptError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
+from publisher.image_transfer import PushedImage, export_image, push_image
 from publisher.models import Model
 from publisher.records import Filter, check_labels, matches
 from publisher.registered import Registered
@@ -83,16 +79,6 @@ class LayerSize:
     digest: ImageDigest
     size: int
     platforms: tuple[Platform, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PushedImage:
-    """Where an image went: `location` is `registry/repository@sha256:…`."""
-
-    location: ImageRef
-    bytes_sent: int
-    blobs_sent: int
-    blobs_skipped: int
 
 
 class Image(Registered):
@@ -189,45 +175,18 @@ class Image(Registered):
         Raises:
             RegistryError: what the registry refused; blobs already sent are found there next time.
         """
-        from edge_containers.registry_client import RegistryClient
+        target = ImageRef(registry, repository or self.name, str(self.version))
+        pushed = push_image(self, target, credentials=credentials, ca_file=ca_file, steps=steps)
+        self.image_location = str(pushed.location)
+        return pushed
 
-        wanted = ImageRef(registry, repository or self.name, str(self.version))
-        with (
-            RegistryClient(registry, credentials=credentials, ca_file=ca_file) as client,
-            self.workspace.lock(STORE_LOCK, shared=True),
-            steps(f"pushing {self.id} to {registry}") as progress,
-        ):
-            result = client.push_image(
-                self.workspace.store, self.descriptor, wanted.repository, wanted.tag, progress
-            )
-        location = wanted.with_digest(self.digest)
-        with self.workspace.database.transaction() as db:
-            db.execute(
-                "UPDATE images SET image_location = ? WHERE name = ? AND version = ?",
-                (str(location), self.name, self.version),
-            )
-        self.image_location = str(location)
-        self.workspace.audit("image push", self.id, location=str(location))
-        return PushedImage(location, result.bytes_sent, result.blobs_sent, result.blobs_skipped)
-
-    def export(self, output_file: Path) -> int:
-        """Write the image with all its platforms as an OCI archive (`skopeo … oci-archive:FILE`).
+    def export(self, output_file: Path, platform: str | None = None) -> int:
+        """Write the image, or one platform of it, as a file for `docker load` and skopeo (`oci-archive:FILE`).
 
         Returns:
             Bytes written. The file appears whole or not at all.
         """
-        part = output_file.with_name(f".{output_file.name}.{secrets.token_hex(4)}.part")
-        try:
-            with part.open("xb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
-                self._write_archive(tar)
-            part.replace(output_file)
-        except OSError as error:
-            raise PublishError(
-                f"{output_file} cannot be written: {error.strerror}", where=str(output_file)
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
-        return output_file.stat().st_size
+        return export_image(self, output_file, Platform.parse(platform) if platform else None)
 
     def delete(self) -> None:
         """Remove this version and the blobs that nothing else needs; copies in registries stay."""
@@ -268,22 +227,6 @@ class Image(Registered):
 
     def _index(self) -> ImageIndex:
         return ImageIndex.from_bytes(self.workspace.store.read_bytes(self.digest))
-
-    def _write_archive(self, tar: tarfile.TarFile) -> None:
-        store = self.workspace.store
-        digests = {self.digest}
-        for entry in self._index().manifests:
-            manifest = ImageManifest.from_bytes(store.read_bytes(entry.digest))
-            digests |= {entry.digest, *(blob.digest for blob in manifest.blobs)}
-        named = self.descriptor.annotated(**{"org.opencontainers.image.ref.name": self.id})
-        index = canonical_json({"schemaVersion": 2, "manifests": [named.to_dict()]})
-        _add_bytes(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
-        _add_bytes(tar, "index.json", index)
-        for digest in sorted(digests):
-            member = tarfile.TarInfo(f"blobs/{digest.algorithm}/{digest.hex}")
-            member.size, member.mode = store.size(digest), 0o644
-            with store.open(digest) as blob:
-                tar.addfile(member, blob)
 
 
 class ContainerImage(Image):
@@ -435,9 +378,3 @@ def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, lo
         )
         workspace.store.tag(f"{request.name}:{version}", result.index)
     return version
-
-
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), 0o644
-    tar.addfile(entry, io.BytesIO(data))

@@ -186,11 +186,14 @@ def push(
 def export(
     image: ImageArgument,
     output_file: Annotated[Path, typer.Option("--output-file", help="Where to write it.")],
+    platform: Annotated[
+        str | None, typer.Option(help="One platform, as linux/arm64; all of them by default.")
+    ] = None,
 ) -> None:
-    """Write an image as an OCI archive, which skopeo takes as oci-archive:FILE."""
+    """Write an image as one file that docker load and skopeo (oci-archive:FILE) take."""
     found = Image(Workspace.open(), id=image)
     with progress(f"writing {output_file.name}"):
-        size = found.export(output_file)
+        size = found.export(output_file, platform)
     note(f"image {found.id} written to {output_file}, {size_text(size)}")
 
 
