@@ -6,6 +6,8 @@ Rules:
 - In the tier "namespaces" a module sees its layers at the labelled paths, beside the interpreter, the system's libraries
   and a few files of /etc (names, time zone, public certificates). A layer whose folder holds another's is bound entry by
   entry, for nothing can be mounted where the layer has no folder.
+- One model is a layer of role `model`; of several, each is a layer of role `model:…` at FOLDER/NAME/VERSION, and
+  AZUREML_MODEL_DIR is FOLDER. Where there are no mounts FOLDER is a folder of links to the layers.
 - In the other tiers it sees the real paths; Landlock lets it read the same files.
 - Environment, later wins: ours, createOptions' Env, the manifest's, then what names the paths and sockets.
 """
@@ -31,7 +33,9 @@ BOOTSTRAP = (
     "del sys.argv[1:]\n"
     "runpy.run_module('scoring_runtime', run_name='__main__', alter_sys=True)\n"
 )
-_NEEDED_ROLES = ("dependencies", "runtime", "model")
+_NEEDED_ROLES = ("dependencies", "runtime")
+_MODEL_ROLE = "model"
+_LINKED_MODELS = "azureml-models"
 
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _SYSTEM_FILES = (
@@ -101,10 +105,23 @@ def labelled_folders(labels: Mapping[str, str], roles: Iterable[str], image: str
     for role in _NEEDED_ROLES:
         if role not in folders or role not in roles:
             raise _bad_label("edgewright.layers", f"a folder and a layer for {role!r}", folders, image)
+    models = [folders[role] for role in roles if _is_model(role) and role in folders]
+    if not models:
+        raise _bad_label("edgewright.layers", "a folder and a layer for 'model'", folders, image)
+    if len(models) > 1 and len({str(_models_folder(path)) for path in models}) > 1:
+        raise _bad_label("edgewright.layers", "models as NAME/VERSION in one folder", models, image)
     for path in folders.values():
         if not _is_layer_home(path):
             raise _bad_label("edgewright.layers", f"paths beneath {' or '.join(LAYER_HOMES)}", path, image)
     return {role: folders[role] for role in roles if role in folders}
+
+
+def _is_model(role: str) -> bool:
+    return role == _MODEL_ROLE or role.startswith(f"{_MODEL_ROLE}:")
+
+
+def _models_folder(path: object) -> PurePosixPath:
+    return PurePosixPath(str(path)).parent.parent
 
 
 def _is_layer_home(path: object) -> bool:
@@ -155,6 +172,29 @@ class ModuleView:
         return None if layer is None else layer.target if self.isolated_root else layer.source
 
     @property
+    def model_dir(self) -> str:
+        """The folder of the one model, or the one that holds NAME/VERSION of each."""
+        models = self._models()
+        if len(models) == 1:
+            return str(self.path(models[0].role))
+        if self.isolated_root:
+            return str(_models_folder(models[0].target))
+        return f"{self.temporary}/{_LINKED_MODELS}"
+
+    def model_links(self) -> dict[str, str]:
+        """Links that make `model_dir` where nothing can be mounted: path → the layer's folder."""
+        models = self._models()
+        if self.isolated_root or len(models) < 2:
+            return {}
+        return {
+            f"{self.model_dir}/{PurePosixPath(each.target).relative_to(_models_folder(each.target))}": each.source
+            for each in models
+        }
+
+    def _models(self) -> list[LayerFolder]:
+        return [layer for role, layer in self.layers.items() if _is_model(role)]
+
+    @property
     def working_dir(self) -> str:
         return self.path("script") or ("/" if self.isolated_root else self.temporary)
 
@@ -183,7 +223,7 @@ class ModuleView:
         )
         script = self.path("script")
         paths = {
-            "AZUREML_MODEL_DIR": str(self.path("model")),
+            "AZUREML_MODEL_DIR": self.model_dir,
             "TMPDIR": self.temporary,
             "HOME": self.temporary,
             **({"AML_APP_ROOT": script} if script is not None else {}),

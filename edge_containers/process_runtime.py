@@ -222,6 +222,7 @@ class ProcessRuntime:
             if temporary is not None:
                 on_failure.callback(shutil.rmtree, temporary, ignore_errors=True)
             view = self._view(tier, self._layer_folders(image), temporary, spec.workload_dir)
+            _make_links(view.model_links())
             document = {
                 **self._shim_document(tier, view, instance.folder, temporary),
                 **_instance_document(spec, image, view, health=health, public=public, hold=hold),
@@ -484,6 +485,16 @@ class ProcessRuntime:
         finally:
             instance.stop(0)
             instance.delete()
+
+
+def _make_links(links: Mapping[str, str]) -> None:
+    """Make links in the module's own temporary folder; whatever our umask, its user may pass through."""
+    for path, source in links.items():
+        version = Path(path)
+        for folder in (version.parent.parent, version.parent):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+        version.symlink_to(source)
 
 
 def _instance_document(

@@ -13,7 +13,7 @@ from publisher.builders.layer import LayerFile
 from publisher.entry_script import check_entry_script
 from publisher.environments import Environment, uv_platform
 from publisher.errors import ScriptError, UsageError
-from publisher.image_plan import APP_ROOT, DEFAULT_MESSAGES, MODELS_FOLDER, ImagePlan
+from publisher.image_plan import APP_ROOT, DEFAULT_MESSAGES, MODELS_FOLDER, ImagePlan, PlannedModel
 from publisher.models import Model
 
 # One path part of an OCI repository name (distribution-spec), since the name is also the repository pushed to.
@@ -27,7 +27,8 @@ class BuildRequest:
     """One image to build.
 
     Attributes:
-        script: the entry script; None only for a model that is a single `.onnx` file.
+        models: at least one, none twice; each becomes a layer of its own.
+        script: the entry script; None only for one model that is a single `.onnx` file.
         environment: the user's requirements; the runtime's are added.
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
@@ -35,7 +36,7 @@ class BuildRequest:
     """
 
     name: str
-    model: Model
+    models: tuple[Model, ...]
     script: Path | None
     environment: Environment
     includes: tuple[Path, ...] = ()
@@ -60,9 +61,10 @@ class BuildRequest:
     def plan(self) -> ImagePlan:
         """What the image consists of."""
         return ImagePlan(
-            model_name=self.model.name,
-            model_version=self.model.version,
-            model_file=self.model.base_name if self.model.is_file else None,
+            models=tuple(
+                PlannedModel(model.name, model.version, model.base_name if model.is_file else None)
+                for model in self.models
+            ),
             entry_script=self.script.name if self.script else None,
             python=self.environment.python,
             platforms=self.platforms,
@@ -98,10 +100,11 @@ def check_request(request: BuildRequest) -> None:
     """Everything that can be known before work begins, in the order a user would look at it.
 
     Raises:
-        UsageError: name, base or platform.
+        UsageError: name, models, base or platform.
         ScriptError: the script or what is included.
     """
     check_image_name(request.name)
+    _check_models(request)
     if request.script is None:
         _check_bare_onnx(request)
     else:
@@ -126,10 +129,25 @@ def check_image_name(name: str) -> None:
         )
 
 
+def _check_models(request: BuildRequest) -> None:
+    ids = [model.id for model in request.models]
+    if not ids:
+        raise UsageError(f"image {request.name} needs at least one model", where=request.name)
+    twice = next((each for each in ids if ids.count(each) > 1), None)
+    if twice is not None:
+        raise UsageError(f"model {twice} is given twice for image {request.name}", where=twice)
+
+
 def _check_bare_onnx(request: BuildRequest) -> None:
-    model = request.model
+    model = request.models[0]
     if request.includes:
         raise ScriptError("files can be included only beside an entry script; give one with -s SCRIPT")
+    if len(request.models) > 1:
+        raise ScriptError(
+            f"an image of {len(request.models)} models needs an entry script that says which is asked what; "
+            "give one with -s SCRIPT",
+            where=request.name,
+        )
     if not (model.is_file and PurePosixPath(model.base_name).suffix == ".onnx"):
         raise ScriptError(
             f"model {model.id} ({model.base_name}) needs an entry script: only a single .onnx file scores without one; "

@@ -1,6 +1,7 @@
 """From a model, a script and locked environments to what an image consists of: pure, no I/O.
 
-An image without a base has four layers (three for a bare ONNX model, which needs no script), lowest first:
+An image without a base has four layers (three for a bare ONNX model, which needs no script; one more for each further
+model), lowest first:
 
     dependencies  opt/edgewright/dependencies/…                      per platform
     runtime       opt/edgewright/runtime/{scoring_runtime,paho}/…    one blob for all platforms
@@ -24,6 +25,7 @@ from edge_contracts.image_ref import ImageDigest
 HTTP_PORT = 5001
 APP_ROOT = "/var/azureml-app"
 MODELS_FOLDER = "azureml-models"
+MODELS_ROOT = f"{APP_ROOT}/{MODELS_FOLDER}"
 DEPENDENCIES_ROOT = "/opt/edgewright/dependencies"
 RUNTIME_ROOT = "/opt/edgewright/runtime"
 DEFAULT_MESSAGES = "input1=output1"
@@ -33,7 +35,10 @@ USER = "65534:65534"
 
 
 class LayerRole(StrEnum):
-    """What a layer holds; the value is the role in annotations and labels."""
+    """What a layer holds; the value is the role in annotations and, but for one of several models, in labels.
+
+    Roles in labels are unique: of several models each is `model:NAME:VERSION` there.
+    """
 
     DEPENDENCIES = "dependencies"
     RUNTIME = "runtime"
@@ -42,20 +47,36 @@ class LayerRole(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """One model of an image; `file` is its base name when it is a single file, else None."""
+
+    name: str
+    version: int
+    file: str | None = None
+
+    @property
+    def id(self) -> str:
+        """`name:version`."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def root(self) -> str:
+        """Folder of the model inside the image."""
+        return f"{MODELS_ROOT}/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
 class ImagePlan:
     """Everything that decides an image but the bytes of its files.
 
     Attributes:
-        model_name, model_version: of the registered model.
-        model_file: base name when the model is a single file, else None.
+        models: at least one; each is a layer of its own.
         entry_script: base name of the script; None for a bare ONNX model.
         python: minor version, as `3.11`.
         messages: which message input goes to which output.
     """
 
-    model_name: str
-    model_version: int
-    model_file: str | None
+    models: tuple[PlannedModel, ...]
     entry_script: str | None
     python: str
     platforms: tuple[Platform, ...]
@@ -63,25 +84,33 @@ class ImagePlan:
     messages: str = DEFAULT_MESSAGES
 
     @property
-    def model_id(self) -> str:
-        """`name:version`."""
-        return f"{self.model_name}:{self.model_version}"
+    def model_ids(self) -> str:
+        """`name:version` of every model, joined by commas."""
+        return ",".join(model.id for model in self.models)
 
     @property
-    def model_root(self) -> str:
-        """Folder of the model inside the image."""
-        return f"{APP_ROOT}/{MODELS_FOLDER}/{self.model_name}/{self.model_version}"
+    def model_file(self) -> str | None:
+        """The file of the one model there is, where it is a single file."""
+        return self.models[0].file if len(self.models) == 1 else None
+
+    @property
+    def model_dir(self) -> str:
+        """AZUREML_MODEL_DIR: the folder of the one model, or the one that holds NAME/VERSION of each."""
+        return self.models[0].root if len(self.models) == 1 else MODELS_ROOT
 
     @property
     def directories(self) -> Mapping[str, str]:
         """Where each layer's content is inside the image, by role, lowest layer first."""
+        one = len(self.models) == 1
+        models = {
+            LayerRole.MODEL if one else f"{LayerRole.MODEL}:{each.id}": each.root for each in self.models
+        }
         folders = {
             LayerRole.DEPENDENCIES: DEPENDENCIES_ROOT,
             LayerRole.RUNTIME: RUNTIME_ROOT,
-            LayerRole.MODEL: self.model_root,
+            **models,
+            **({LayerRole.SCRIPT: APP_ROOT} if self.entry_script is not None else {}),
         }
-        if self.entry_script is not None:
-            folders[LayerRole.SCRIPT] = APP_ROOT
         return {str(role): folder for role, folder in folders.items()}
 
     @property
@@ -101,7 +130,7 @@ def image_labels(plan: ImagePlan, lock: ImageDigest) -> dict[str, str]:
         "edgewright.http-port": str(HTTP_PORT),
         "edgewright.contract": "score",
         "edgewright.lock-digest": str(lock),
-        "edgewright.model": plan.model_id,
+        "edgewright.model": plan.model_ids,
         "edgewright.messages": plan.messages,
     }
     optional = {"edgewright.entry-script": plan.entry_script, "edgewright.model-file": plan.model_file}
@@ -116,8 +145,8 @@ def image_environment(plan: ImagePlan) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "AML_APP_ROOT": APP_ROOT,
-        "AZUREML_MODEL_DIR": plan.model_root,
-        "EDGEWRIGHT_MODEL": plan.model_id,
+        "AZUREML_MODEL_DIR": plan.model_dir,
+        "EDGEWRIGHT_MODEL": plan.model_ids,
         "EDGEWRIGHT_MESSAGES": plan.messages,
         "HOME": "/tmp",
         # onnxruntime's Linux wheels report usage to their maker unless told not to.

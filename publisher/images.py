@@ -304,18 +304,15 @@ class ContainerImage(Image):
         """Build the image; returns when it is whole. A model may be given by its id.
 
         Raises:
-            UsageError: not exactly one model.
+            UsageError: no model, or one of them twice.
             PublishError: what stopped the build; no image is listed then.
         """
-        if len(models) != 1:
-            raise UsageError(f"an image holds exactly one model, not {len(models)}", where=name)
-        model = models[0] if isinstance(models[0], Model) else Model(workspace, id=models[0])
         settings = workspace.settings
         python = settings.environment.python
         requirements = image_config.requirements_file
         request = BuildRequest(
             name=name,
-            model=model,
+            models=tuple(each if isinstance(each, Model) else Model(workspace, id=each) for each in models),
             script=image_config.execution_script,
             environment=Environment.from_file(requirements, python)
             if requirements
@@ -351,13 +348,13 @@ def default_platforms(workspace: Workspace) -> tuple[Platform, ...]:
 
 def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, log: BuildLog) -> int:
     """Name a built image: its row and its tag appear together."""
-    model = request.model
     with workspace.database.transaction() as db:
-        found = db.execute(
-            "SELECT 1 FROM models WHERE name = ? AND version = ?", (model.name, model.version)
-        ).fetchone()
-        if found is None:
-            raise NotFoundError(f"model {model.id} was deleted while the image was built", where=model.id)
+        for model in request.models:
+            found = db.execute(
+                "SELECT 1 FROM models WHERE name = ? AND version = ?", (model.name, model.version)
+            ).fetchone()
+            if found is None:
+                raise NotFoundError(f"model {model.id} was deleted while the image was built", where=model.id)
         version = next_version(db, "image", request.name)
         row = (
             now_text(),
@@ -373,8 +370,9 @@ def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, lo
         db.execute(
             "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (request.name, version, *row)
         )
-        db.execute(
-            "INSERT INTO image_models VALUES (?, ?, ?, ?)", (request.name, version, model.name, model.version)
+        db.executemany(
+            "INSERT INTO image_models VALUES (?, ?, ?, ?)",
+            [(request.name, version, model.name, model.version) for model in request.models],
         )
         workspace.store.tag(f"{request.name}:{version}", result.index)
     return version

@@ -25,9 +25,9 @@ DEFAULT_MESSAGE_ROUTES = "input1=output1"
 VARIABLES = {
     "AZUREML_ENTRY_SCRIPT": "entry script, relative to AML_APP_ROOT",
     "AML_APP_ROOT": "the script's folder and working directory",
-    "AZUREML_MODEL_DIR": "folder of the model, version included",
+    "AZUREML_MODEL_DIR": "folder of the model, version included; of several models, the one that holds NAME/VERSION of each",
     "EDGEWRIGHT_MODEL_FILE": "model file served without a script, relative to AZUREML_MODEL_DIR",
-    "EDGEWRIGHT_MODEL": "name:version shown in metrics and /ready",
+    "EDGEWRIGHT_MODEL": "name:version (joined by commas) shown in metrics and /ready",
     "EDGEWRIGHT_MESSAGES": "inputs and outputs for edge messages: input1=output1[,in2=out2]; empty: none",
     "EDGEWRIGHT_HTTP_FD": "inherited listening socket of the public address",
     "EDGEWRIGHT_HEALTH_FD": "inherited listening socket for health probes",

@@ -40,6 +40,7 @@ from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_
 from publisher.errors import BuildCancelledError
 from publisher.garbage import LAYER_CACHE
 from publisher.image_plan import DEPENDENCIES_ROOT, RUNTIME_ROOT, ImagePlan, LayerRole, image_config
+from publisher.models import Model
 from publisher.steps import Steps
 from publisher.uv_runner import BuildLog, UvRunner
 from publisher.workspace import Workspace
@@ -132,18 +133,21 @@ class OciBuilder:
         return installed_files(target, lock, DEPENDENCIES_ROOT.strip("/"))
 
     def _shared_layers(self, request: BuildRequest, plan: ImagePlan) -> list[BuiltLayer]:
-        """Layers that all platforms share: runtime, model and, where there is one, script."""
+        """Layers that all platforms share: runtime, models and, where there is one, script."""
         runtime = runtime_files()
-        layers = [self._small_layer(LayerRole.RUNTIME, runtime), self._model_layer(request, plan)]
+        models = [
+            self._model_layer(model, planned.root)
+            for model, planned in zip(request.models, plan.models, strict=True)
+        ]
+        layers = [self._small_layer(LayerRole.RUNTIME, runtime), *models]
         script = request.script_files()
         return [*layers, self._small_layer(LayerRole.SCRIPT, script)] if script else layers
 
-    def _model_layer(self, request: BuildRequest, plan: ImagePlan) -> BuiltLayer:
-        model, level = request.model, self._workspace.settings.image.model_compression
-        root = plan.model_root.strip("/")
-        key = layer_key(LayerRole.MODEL, level, [str(model.digest), root])
+    def _model_layer(self, model: Model, root: str) -> BuiltLayer:
+        level, inside = self._workspace.settings.image.model_compression, root.strip("/")
+        key = layer_key(LayerRole.MODEL, level, [str(model.digest), inside])
         files = [
-            LayerFile(f"{root}/{file.path}", self._store.path(file.digest), file.executable)
+            LayerFile(f"{inside}/{file.path}", self._store.path(file.digest), file.executable)
             for file in model.files
         ]
         return self._layer(key, LayerRole.MODEL, level, lambda: files)

@@ -52,7 +52,10 @@ ImageArgument = Annotated[
 def build(
     *,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME[:VERSION]", help="Registered model to score with.")
+        list[str],
+        typer.Option(
+            "--model", "-m", metavar="NAME[:VERSION]", help="Registered model to score with. May be repeated."
+        ),
     ],
     script: Annotated[
         Path | None,
@@ -61,7 +64,7 @@ def build(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", "-t", help="Name of the image; the model's by default.")
+        str | None, typer.Option("--name", "-t", help="Name of the image; the first model's by default.")
     ] = None,
     requirements: Annotated[Path | None, typer.Option(help="requirements.txt of the script.")] = None,
     include: Annotated[
@@ -85,11 +88,11 @@ def build(
 ) -> None:
     """Build a scoring image for every platform."""
     workspace = Workspace.open()
-    registered = Model(workspace, id=model)
+    registered = tuple(Model(workspace, id=each) for each in model)
     python = workspace.settings.environment.python
     request = BuildRequest(
-        name=name or registered.name,
-        model=registered,
+        name=name or registered[0].name,
+        models=registered,
         script=script,
         environment=Environment.from_file(requirements, python) if requirements else Environment((), python),
         includes=tuple(include or ()),

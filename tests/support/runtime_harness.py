@@ -138,9 +138,13 @@ class RuntimeHarness:
         """Another runtime object on the same root, as an agent that was started again has it."""
         return ProcessRuntime(self.root, self.python, tiers=[self.tier], allow_unisolated=True)
 
-    def image(self, version: str = "1", **labels: str | None) -> ImageRef:
+    def image(
+        self, version: str = "1", *, more_models: tuple[str, ...] = (), **labels: str | None
+    ) -> ImageRef:
         """An image ready to start that answers with `version`."""
-        digest = runtime_images.put_image(self.runtime.store, version, labels={**self._labels, **labels})
+        digest = runtime_images.put_image(
+            self.runtime.store, version, labels={**self._labels, **labels}, more_models=more_models
+        )
         self.runtime.prepare(digest)
         return ImageRef("127.0.0.1:5050", "digits", None, digest)
 

@@ -109,6 +109,7 @@ def main():
 main()
 """
 HTTP_PORT = 5001
+MODELS = "var/azureml-app/azureml-models"
 PLATFORM = Platform.host()
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -136,18 +137,24 @@ def put_image(
     labels: dict[str, str | None] | None = None,
     platform: Platform = PLATFORM,
     module: str = MODULE,
+    more_models: tuple[str, ...] = (),
 ) -> ImageDigest:
     """Store an image that answers with `version`; the digest is its index's.
 
     Args:
         version: "crash" ends with code 3 at once, "deaf" ignores SIGTERM.
         labels: changes to the labels; None takes one away.
+        more_models: NAME/VERSION of models beside digits/1, each in a layer of its own.
     """
-    model = "var/azureml-app/azureml-models/digits/1"
+    model = f"{MODELS}/digits/1"
     layers = {
         "dependencies": ("opt/edgewright/dependencies", {"a_dependency.py": "", "edgewright.lock": ""}),
         "runtime": ("opt/edgewright/runtime", {"scoring_runtime/__main__.py": module}),
-        "model": (model, {"model.onnx": version}),
+        "model:digits:1" if more_models else "model": (model, {"model.onnx": version}),
+        **{
+            f"model:{each.replace('/', ':')}": (f"{MODELS}/{each}", {"model.pkl": each})
+            for each in more_models
+        },
         "script": ("var/azureml-app", {"score.py": "", "helpers/__init__.py": ""}),
     }
     blobs = [
@@ -161,7 +168,7 @@ def put_image(
         "edgewright.layer-roles": json.dumps(list(layers)),
         "edgewright.http-port": str(HTTP_PORT),
         "edgewright.model": "digits:1",
-        "edgewright.model-file": "model.onnx",
+        "edgewright.model-file": "digits/1/model.onnx" if more_models else "model.onnx",
         "edgewright.entry-script": "score.py",
         "edgewright.messages": "input1=output1",
         **(labels or {}),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import pytest
+
 from edge_containers.interpreter import Interpreter
-from edge_containers.module_view import LayerFolder, ModuleView, layer_steps
+from edge_containers.module_view import LayerFolder, ModuleView, labelled_folders, layer_steps
+from edge_containers.runtime import IncompatibleImageError
 from edge_containers.shim import RotatingLog, start_time, write_json
 
 
@@ -79,6 +83,44 @@ def test_without_mounts_the_workload_address_is_the_real_one(tmp_path: Path) -> 
     found = seen.environment({}, {}, manifest, {})
     assert found["IOTEDGE_WORKLOADURI"] == "unix:///run/edgewright/w.sock"
     assert found["AZUREML_MODEL_DIR"] == "/var/azureml-app/m"
+
+
+def several(tmp_path: Path, *, isolated_root: bool) -> ModuleView:
+    interpreter = Interpreter("/usr/bin/python3", "3.11", "glibc", "amd64", ())
+    homes = {"model:a:1": "/var/azureml-app/m/a/1", "model:b:2": "/var/azureml-app/m/b/2"}
+    layers = [LayerFolder(role, home, f"/s/{role}") for role, home in homes.items()]
+    return ModuleView(
+        interpreter,
+        layers,
+        isolated_root=isolated_root,
+        temporary="/t",
+        workload_dir=None,
+        hidden=tmp_path / "hidden",
+    )
+
+
+def test_several_models_have_one_folder_of_mounts_or_of_links(tmp_path: Path) -> None:
+    mounted, linked = several(tmp_path, isolated_root=True), several(tmp_path, isolated_root=False)
+    assert mounted.environment({}, {}, {}, {})["AZUREML_MODEL_DIR"] == "/var/azureml-app/m"
+    assert mounted.model_links() == {}
+    assert ["bind", "/s/model:b:2", "/var/azureml-app/m/b/2"] in mounted.root_steps()
+    assert linked.environment({}, {}, {}, {})["AZUREML_MODEL_DIR"] == "/t/azureml-models"
+    assert linked.model_links() == {
+        "/t/azureml-models/a/1": "/s/model:a:1",
+        "/t/azureml-models/b/2": "/s/model:b:2",
+    }
+
+
+def test_models_in_two_places_are_refused() -> None:
+    roles = ("dependencies", "runtime", "model:a:1", "model:b:2")
+    folders = {role: f"/opt/edgewright/{role[:7]}/x/y" for role in roles}
+    labels = {"edgewright.layers": json.dumps(folders)}
+    with pytest.raises(IncompatibleImageError, match="models as NAME/VERSION in one folder"):
+        labelled_folders(
+            labels | {"edgewright.layers": json.dumps(folders | {roles[3]: "/opt/edgewright/b"})}, roles, "i"
+        )
+    with pytest.raises(IncompatibleImageError, match="a folder and a layer for 'model'"):
+        labelled_folders(labels, roles[:2], "i")
 
 
 def test_what_the_runtime_says_cannot_be_overridden() -> None:

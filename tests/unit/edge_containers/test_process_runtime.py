@@ -245,6 +245,25 @@ class TestModules:
         assert [entry.rpartition("/")[2] for entry in path[-2:]] == ["dependencies", "runtime"]
         assert "/nowhere" not in path
 
+    @pytest.mark.parametrize("tier", runtime_harness.TIERS)
+    def test_several_models_are_found_in_one_folder(self, tier: str) -> None:
+        harness = runtime_harness.open_harness(tier)
+        try:
+            module = harness.start(image=harness.image(more_models=("letters/3", "letters/12")))
+            code = (
+                "import os\nroot = os.environ['AZUREML_MODEL_DIR']\n"
+                "result = [open(f'{root}/{each}/model.pkl').read() for each in ('letters/3', 'letters/12')]"
+            )
+            assert run_inside(module, code) == ["letters/3", "letters/12"]
+            assert sorted(
+                run_inside(module, "import os\nresult = os.listdir(os.environ['AZUREML_MODEL_DIR'])")
+            ) == [
+                "digits",
+                "letters",
+            ]
+        finally:
+            harness.close()
+
     def test_secrets_stay_out_of_sight(self, harness: RuntimeHarness) -> None:
         module = harness.start(env={"PASSWORD": "hush-hush"})
         spec = harness.root / "modules" / "scorer" / module.instance_id / "spec.json"

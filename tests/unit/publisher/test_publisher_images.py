@@ -75,7 +75,7 @@ def model(workspace: Workspace, tmp_path: Path) -> Model:
 @pytest.fixture
 def request_(model: Model, tmp_path: Path) -> BuildRequest:
     script = write_score(tmp_path / "code")
-    return BuildRequest("digits", model, script, Environment((), "3.11"), platforms=PLATFORMS)
+    return BuildRequest("digits", (model,), script, Environment((), "3.11"), platforms=PLATFORMS)
 
 
 def manifests(image: Image) -> list[tuple[ImageManifest, ImageConfig]]:
@@ -196,9 +196,38 @@ class TestBuild:
         first = ContainerImage.from_request(workspace, request_)
         (tmp_path / "digits.pkl").write_bytes(b"weights of version 2")
         model = Model.register(workspace, tmp_path / "digits.pkl", "digits")
-        second = ContainerImage.from_request(workspace, replace(request_, model=model))
+        second = ContainerImage.from_request(workspace, replace(request_, models=(model,)))
         new = {layer.digest for layer in second.layers} - {layer.digest for layer in first.layers}
         assert [layer.role for layer in second.layers if layer.digest in new] == ["model"]
+
+    def test_several_models_are_as_many_layers_and_one_folder(
+        self, workspace: Workspace, request_: BuildRequest, tmp_path: Path
+    ) -> None:
+        (tmp_path / "net").mkdir()
+        (tmp_path / "net" / "weights").write_bytes(b"1")
+        letters = Model.register(workspace, tmp_path / "net", "letters")
+        request = replace(request_, models=(*request_.models, letters))
+        first = ContainerImage.from_request(workspace, request)
+        assert first.model_ids == ["digits:1", "letters:1"]
+        manifest, config = manifests(first)[0]
+        roles = ["dependencies", "runtime", "model:digits:1", "model:letters:1", "script"]
+        assert json.loads(config.labels["edgewright.layer-roles"]) == roles
+        assert [each.annotations["edgewright.layer"] for each in manifest.layers][2:4] == ["model", "model"]
+        folders = json.loads(config.labels["edgewright.layers"])
+        assert folders["model:letters:1"] == "/var/azureml-app/azureml-models/letters/1"
+        assert config.labels["edgewright.model"] == "digits:1,letters:1"
+        assert "edgewright.model-file" not in config.labels
+        assert "AZUREML_MODEL_DIR=/var/azureml-app/azureml-models" in config.env
+
+        (tmp_path / "net" / "weights").write_bytes(b"2")
+        letters = Model.register(workspace, tmp_path / "net", "letters")
+        second = ContainerImage.from_request(workspace, replace(request, models=(*request_.models, letters)))
+        new = {layer.digest for layer in second.layers} - {layer.digest for layer in first.layers}
+        assert len(new) == 1
+        alone = ContainerImage.from_request(workspace, request_)
+        assert {each.digest for each in alone.layers} <= {each.digest for each in first.layers}
+        with pytest.raises(InUseError, match="letters:2 cannot be deleted: it is used by image digits:2"):
+            letters.delete()
 
     def test_a_new_script_is_one_new_layer(
         self, workspace: Workspace, request_: BuildRequest, tmp_path: Path
@@ -216,7 +245,7 @@ class TestBuild:
         make_wheel(wheels, "onnxruntime", "1.20", requires=("numpy",))
         (tmp_path / "net.onnx").write_bytes(b"graph")
         model = Model.register(workspace, tmp_path / "net.onnx", "net")
-        request = BuildRequest("net", model, None, Environment((), "3.11"), platforms=PLATFORMS)
+        request = BuildRequest("net", (model,), None, Environment((), "3.11"), platforms=PLATFORMS)
         image = ContainerImage.from_request(workspace, request)
         manifest, config = manifests(image)[0]
         assert [layer.annotations["edgewright.layer"] for layer in manifest.layers] == [
@@ -353,6 +382,23 @@ class TestRefused:
             r"digits:1 \(digits\.pkl\) needs an entry script",
         )
 
+    def test_no_model_one_twice_and_several_without_a_script(
+        self, workspace: Workspace, request_: BuildRequest, tmp_path: Path
+    ) -> None:
+        [model] = request_.models
+        self.refused(workspace, replace(request_, models=()), UsageError, "needs at least one model")
+        self.refused(
+            workspace, replace(request_, models=(model, model)), UsageError, "digits:1 is given twice"
+        )
+        (tmp_path / "net.onnx").write_bytes(b"graph")
+        models = tuple(Model.register(workspace, tmp_path / "net.onnx", name) for name in ("a", "b"))
+        self.refused(
+            workspace,
+            replace(request_, models=models, script=None),
+            ScriptError,
+            "an image of 2 models needs an entry script",
+        )
+
     def test_included_file_missing(
         self, workspace: Workspace, request_: BuildRequest, tmp_path: Path
     ) -> None:
@@ -401,7 +447,7 @@ class TestRefused:
         self.refused(workspace, replace(request_, name=name), UsageError, "give another with -t NAME")
 
     def test_a_model_deleted_meanwhile(self, workspace: Workspace, request_: BuildRequest) -> None:
-        request_.model.delete()
+        request_.models[0].delete()
         self.refused(workspace, request_, EdgewrightError, "digits:1|not in the content store")
 
     def test_requirements_missing(self, tmp_path: Path) -> None:
@@ -453,9 +499,9 @@ class TestOriginalApi:
         with pytest.raises(EdgewrightError, match=message):
             ContainerImage.image_configuration(**given)  # type: ignore[arg-type]
 
-    def test_exactly_one_model(self, workspace: Workspace, tmp_path: Path) -> None:
+    def test_at_least_one_model(self, workspace: Workspace, tmp_path: Path) -> None:
         config = ContainerImage.image_configuration(str(write_score(tmp_path)), "python")
-        with pytest.raises(UsageError, match="exactly one model, not 0"):
+        with pytest.raises(UsageError, match="needs at least one model"):
             ContainerImage.create(workspace, "digits", [], config)
 
 
@@ -487,10 +533,10 @@ class TestListDelete:
         with pytest.raises(
             InUseError, match="digits:1 cannot be deleted: it is used by image digits:1"
         ) as caught:
-            request_.model.delete()
+            request_.models[0].delete()
         assert caught.value.next_command == "edgewright image delete digits:1"
         image.delete()
-        request_.model.delete()
+        request_.models[0].delete()
         assert blobs(workspace) == set()
         assert workspace.store.tags() == {}
 
@@ -532,7 +578,7 @@ class TestPush:
         first = ContainerImage.from_request(workspace, request_)
         (tmp_path / "digits.pkl").write_bytes(b"weights of version 2")
         model = Model.register(workspace, tmp_path / "digits.pkl", "digits")
-        second = ContainerImage.from_request(workspace, replace(request_, model=model))
+        second = ContainerImage.from_request(workspace, replace(request_, models=(model,)))
         with RegistryDouble(auth="bearer", users={"pusher": User("pass")}) as registry:
             pushed = first.push(registry.address, credentials=self.CREDENTIALS)
             assert str(pushed.location) == f"{registry.address}/digits@{first.digest}"
@@ -565,7 +611,7 @@ def test_numpy_of_the_package_index_for_two_platforms(tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(b"m")
     model = Model.register(workspace, tmp_path / "m.pkl", "m")
     environment = Environment(("numpy",), "3.11")
-    request = BuildRequest("m", model, write_score(tmp_path), environment, platforms=PLATFORMS)
+    request = BuildRequest("m", (model,), write_score(tmp_path), environment, platforms=PLATFORMS)
     image = ContainerImage.from_request(workspace, request)
     for number, machine in enumerate(("x86_64", "aarch64")):
         names = layer_names(image, "dependencies", number)

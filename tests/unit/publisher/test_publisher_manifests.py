@@ -50,7 +50,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     model = Model.register(workspace, folder / "digits.pkl", "digits")
     request = BuildRequest(
         "digits",
-        model,
+        (model,),
         write_score(folder / "code"),
         Environment((), "3.11"),
         platforms=(Platform.parse("linux/amd64"),),

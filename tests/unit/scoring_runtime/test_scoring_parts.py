@@ -118,6 +118,15 @@ def test_get_model_path_takes_the_highest_version_or_the_one_asked_for(models_ro
     assert Model.get_model_path("digits", version=2) == str(models_root / "digits/2/model.pkl")
 
 
+def test_get_model_path_of_several_models_looks_in_their_folder(
+    models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models_root / "letters" / "3" / "net").mkdir(parents=True)
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(models_root))
+    assert Model.get_model_path("letters") == str(models_root / "letters/3/net")
+    assert Model.get_model_path("digits", 2) == str(models_root / "digits/2/model.pkl")
+
+
 def test_get_model_path_names_a_model_that_is_not_there(models_root: Path) -> None:
     with pytest.raises(
         ModelNotFoundException, match=f"model letters is not in this image; looked in .*{models_root}"

@@ -40,7 +40,8 @@ def _model_roots() -> list[Path]:
     roots = [Path("azureml-models").absolute()]
     model_dir = os.environ.get("AZUREML_MODEL_DIR")
     if model_dir:
-        roots += [Path(model_dir).parent.parent, Path(model_dir)]
+        folder = Path(model_dir)
+        roots.append(folder.parent.parent if folder.name.isdigit() else folder)
     return list(dict.fromkeys(roots))
 
 
