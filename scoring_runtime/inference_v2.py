@@ -29,9 +29,10 @@ from starlette.routing import BaseRoute, Route
 from .data_plane import DataPlane, Outcome, Rendered, ScoringReply, ScoringRequest
 from .errors import BadInputError, ContentTypeError
 from .json_codec import decode, encode
-from .onnx_model import DTYPES, OnnxModel, Tensor, _check_shared_dimensions, _converted, _ragged
+from .onnx_model import OnnxModel
 from .readiness import Readiness
 from .schema import Signature
+from .tensors import DTYPES, Tensor, check_shared_dimensions, converted, ragged
 
 JSON, OCTETS = "application/json", "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
@@ -158,7 +159,7 @@ class V2Scorer:
         missing = [tensor for name, tensor in self._inputs.items() if name not in arguments]
         if missing:
             raise BadInputError(f"input '{missing[0].name}' ({_expected(missing[0])}) is missing")
-        _check_shared_dimensions(self._inputs, arguments)
+        check_shared_dimensions(self._inputs, arguments)
         return arguments
 
     def _input(self, entry: Mapping[str, Any], number: int) -> Tensor:
@@ -332,8 +333,8 @@ def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any) -> np.ndarray:
     try:
         given = np.array(data)
     except (ValueError, OverflowError):
-        raise _wrong(tensor, _ragged(data)) from None
-    found = _converted(tensor, given, data)
+        raise _wrong(tensor, ragged(data)) from None
+    found = converted(tensor, given, data)
     if found.shape != shape and found.ndim != 1:
         raise _wrong(tensor, f"'data' of shape {list(found.shape)} under shape {list(shape)}")
     if found.size != math.prod(shape):

@@ -19,7 +19,6 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,57 +33,14 @@ from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
 from .schema import Signature
+from .tensors import DTYPES, UNNAMED, Tensor, check_shared_dimensions, from_octets, from_value
 
 ort.disable_telemetry_events()
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 ANY_INPUT = "data"
-UNNAMED = "?"  # a free dimension to which the graph gives no name
-
-# onnxruntime's names of tensor element types → numpy. bfloat16, float8 and 4-bit types have no JSON form.
-DTYPES: Mapping[str, np.dtype] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(int16)": np.dtype(np.int16),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(uint32)": np.dtype(np.uint32),
-    "tensor(uint64)": np.dtype(np.uint64),
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(string)": np.dtype(object),
-}
 _JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An input as the graph declares it; a free dimension of `shape` is its name, or "?"."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        kind = "string" if self.dtype == object else self.dtype.name
-        return f"{kind} [{', '.join(map(str, self.shape))}]"
-
-    @property
-    def free_dimensions(self) -> int:
-        return sum(isinstance(size, str) for size in self.shape)
-
-    def fits(self, shape: Sequence[int]) -> bool:
-        return len(shape) == len(self.shape) and all(
-            isinstance(expected, str) or expected == found
-            for expected, found in zip(self.shape, shape, strict=True)
-        )
-
-    def wrong(self, found: str) -> BadInputError:
-        return BadInputError(f"input '{self.name}' expects {self}, found {found}")
 
 
 # A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
@@ -152,7 +108,7 @@ class OnnxModel:
                 return self._packer.array(packed)
             return self._from_json(decode(request.body))
         if request.content_type == OCTETS and self._only is not None:
-            return {self._only.name: _from_octets(self._only, request.body)}
+            return {self._only.name: from_octets(self._only, request.body)}
         expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
         raise ContentTypeError(f"expected content type {expected}, found '{request.content_type}'")
 
@@ -256,7 +212,7 @@ class OnnxModel:
         if not isinstance(document, dict):
             raise BadInputError(f"expected a JSON object {self._expected()}, found {_kind(document)}")
         if self._only is not None and ANY_INPUT in document and len(document) == 1:
-            return {self._only.name: _from_value(self._only, document[ANY_INPUT])}
+            return {self._only.name: from_value(self._only, document[ANY_INPUT])}
         for name in document:
             if name not in self._inputs:
                 raise BadInputError(f"the model has no input '{name}'; expected {self._expected()}")
@@ -264,8 +220,8 @@ class OnnxModel:
         if missing:
             tensor = self._inputs[missing[0]]
             raise BadInputError(f"input '{tensor.name}' ({tensor}) is missing; expected {self._expected()}")
-        arguments = {name: _from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
-        _check_shared_dimensions(self._inputs, arguments)
+        arguments = {name: from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
+        check_shared_dimensions(self._inputs, arguments)
         return arguments
 
     def _expected(self) -> str:
@@ -390,118 +346,6 @@ def _tensor(node: ort.NodeArg) -> Tensor:
         )
     shape = tuple(size if isinstance(size, int) else (size or UNNAMED) for size in node.shape)
     return Tensor(node.name, dtype, shape)
-
-
-# ---- in ----
-
-
-def _from_octets(tensor: Tensor, body: bytes) -> np.ndarray:
-    """The body as the input's own memory, without a copy."""
-    if tensor.dtype == object:
-        raise ContentTypeError(
-            f"input '{tensor.name}' is {tensor}: strings have no fixed size, send '{JSON}'"
-        )
-    if tensor.free_dimensions > 1:
-        raise ContentTypeError(
-            f"input '{tensor.name}' is {tensor}: octets cannot say {tensor.free_dimensions} free dimensions, send '{JSON}'"
-        )
-    step = tensor.dtype.itemsize * math.prod(size for size in tensor.shape if isinstance(size, int))
-    if tensor.free_dimensions == 0 and len(body) != step:
-        raise tensor.wrong(f"{len(body)} bytes instead of {step}")
-    if not body or not step or len(body) % step:
-        raise tensor.wrong(f"{len(body)} bytes, which is no multiple of {step}")
-    shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
-    return np.frombuffer(body, tensor.dtype.newbyteorder("<")).reshape(shape)
-
-
-def _from_value(tensor: Tensor, value: Any) -> np.ndarray:
-    try:
-        found = np.array(value)
-    except (ValueError, OverflowError):
-        raise tensor.wrong(_ragged(value)) from None
-    if not tensor.fits(found.shape):
-        raise tensor.wrong(f"shape {list(found.shape)}")
-    return _converted(tensor, found, value)
-
-
-def _check_shared_dimensions(inputs: Mapping[str, Tensor], arguments: Mapping[str, np.ndarray]) -> None:
-    """A free dimension with a name has one size in all inputs; onnxruntime fails somewhere inside without that."""
-    seen: dict[str, tuple[str, int]] = {}
-    for name, tensor in inputs.items():
-        for dimension, size in zip(tensor.shape, arguments[name].shape, strict=True):
-            if isinstance(dimension, str) and dimension != UNNAMED:
-                first, expected = seen.setdefault(dimension, (name, size))
-                if size != expected:
-                    raise tensor.wrong(
-                        f"{dimension} = {size}, but {dimension} = {expected} in input '{first}'"
-                    )
-
-
-def _converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
-    kind = tensor.dtype.kind
-    if kind == "O":
-        if found.size and not _all_strings(value):
-            raise tensor.wrong("values that are not strings")
-        return found.astype(object)
-    if found.size == 0:
-        return found.astype(tensor.dtype)
-    if kind == "b" and found.dtype.kind != "b":
-        raise tensor.wrong(f"{_KINDS[found.dtype.kind]} where true or false is expected")
-    if kind != "b" and found.dtype.kind not in "iuf":
-        raise tensor.wrong(_KINDS[found.dtype.kind])
-    if kind in "iu":
-        _check_integers(tensor, found)
-    try:
-        with np.errstate(over="raise"):
-            return found.astype(tensor.dtype, copy=False)
-    except FloatingPointError:
-        raise tensor.wrong(f"a number too large for {tensor.dtype.name}") from None
-
-
-def _check_integers(tensor: Tensor, found: np.ndarray) -> None:
-    if found.dtype.kind == "f" and not (found == np.trunc(found)).all():
-        raise tensor.wrong(f"the number {found[found != np.trunc(found)].flat[0]:g}, which is no integer")
-    limits = np.iinfo(tensor.dtype)
-    if found.min() < limits.min or found.max() > limits.max:
-        raise tensor.wrong(f"a number outside {limits.min} to {limits.max}")
-
-
-_KINDS = {
-    "U": "text",
-    "b": "true or false",
-    "O": "null, an object, or mixed values",
-    "i": "integers",
-    "u": "integers",
-    "f": "numbers",
-}
-
-
-def _all_strings(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_all_strings, value))
-    return isinstance(value, str)
-
-
-def _ragged(value: Any) -> str:
-    """Why a nested list is no array: the first member that differs from its first sibling, with its path."""
-    path = _first_difference(value, "")
-    return (
-        f"rows of different lengths (first at {path})"
-        if path
-        else "lists nested too deeply or numbers too large"
-    )
-
-
-def _first_difference(value: Any, path: str) -> str:
-    if not isinstance(value, list) or not value or len(path) > 200:
-        return ""
-    expected = len(value[0]) if isinstance(value[0], list) else None
-    for index, member in enumerate(value):
-        if (len(member) if isinstance(member, list) else None) != expected:
-            return f"{path}[{index}]"
-    return next(
-        (found for index, m in enumerate(value) if (found := _first_difference(m, f"{path}[{index}]"))), ""
-    )
 
 
 def _kind(value: Any) -> str:
