@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             host=options.host,
             port=options.port,
             golden=options.golden,
+            provider=options.provider,
+            require_provider=options.require_provider,
             cwd=Path.cwd(),
         )
         _prepare_process(settings)
@@ -70,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="FILE.ONNX", help="serve this model without a script")
     parser.add_argument(
         "--model-dir", metavar="DIR", help="the script's AZUREML_MODEL_DIR, or the folder of --model"
+    )
+    parser.add_argument(
+        "--provider",
+        metavar="NAMES",
+        help="execution providers of --model, preferred first: cuda,cpu (default cpu)",
+    )
+    parser.add_argument(
+        "--require-provider",
+        metavar="NAMES",
+        help="those that must really run a part of --model; else the start fails",
     )
     parser.add_argument("--host", help=f"address to listen on (default {DEFAULT_HOST}; 0.0.0.0 for all)")
     parser.add_argument("--port", type=int, help=f"port to listen on (default {DEFAULT_PORT}; 0 for any)")
@@ -141,6 +153,7 @@ def _serve(settings: Settings) -> int:
         cors_origins=settings.cors_origins,
         body_timeout_s=settings.body_timeout_s,
         v2=_inference_v2(settings, scorer, metrics, timer, readiness),
+        health_headers=_show_providers(scorer, metrics, readiness),
     )
     server = ModuleServer(
         app.asgi(),
@@ -191,7 +204,26 @@ def _load_scorer(settings: Settings, metrics: Metrics) -> Scorer:
         raise ModelError(
             f"serving {settings.served} needs numpy and onnxruntime in the image: {error}"
         ) from error
-    return OnnxModel.load(settings.served, threads=available_cpus(), count_non_finite=metrics.non_finite)
+    return OnnxModel.load(
+        settings.served,
+        threads=available_cpus(),
+        count_non_finite=metrics.non_finite,
+        providers=settings.providers,
+        required=settings.required_providers,
+    )
+
+
+def _show_providers(scorer: Scorer, metrics: Metrics, readiness: Readiness) -> dict[str, str]:
+    """Say in the log, in the metrics and in /ready what runs the model; the header for `GET /`, whose body is fixed."""
+    used: tuple[str, ...] = getattr(scorer, "providers", ())
+    if not used:
+        return {}
+    counted: dict[str, int] = getattr(scorer, "nodes_by_provider", {})
+    nodes = {short: counted.get(short, 0) for short in used}
+    log.info("providers: %s", ", ".join(f"{short} ({count} nodes)" for short, count in nodes.items()))
+    metrics.fact("provider_nodes", "provider", nodes)
+    readiness.details["providers"] = lambda: nodes
+    return {"x-edgewright-providers": ",".join(used)}
 
 
 def _inference_v2(

@@ -65,6 +65,7 @@ class ScoringApp:
         cors_origins: Sequence[str] = (),
         body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
         v2: InferenceV2 | None = None,
+        health_headers: Mapping[str, str] | None = None,
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -75,6 +76,7 @@ class ScoringApp:
         self._cors_origins = cors_origins
         self._body_timeout_s = body_timeout_s
         self._v2 = v2
+        self._health_headers = health_headers
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -94,7 +96,7 @@ class ScoringApp:
         return CorsMiddleware(with_ids, self._cors_origins) if self._cors_origins else with_ids
 
     async def healthy(self, request: Request) -> Response:
-        return PlainTextResponse("Healthy")
+        return PlainTextResponse("Healthy", headers=self._health_headers)
 
     async def ready(self, request: Request) -> Response:
         status = 200 if self._readiness.is_ready else 503

@@ -6,6 +6,7 @@
     │   ├── ListenError         the socket cannot be had
     │   ├── ScriptError         the user's script cannot be used
     │   ├── ModelError          the model file cannot be used
+    │   ├── ProviderError       a required execution provider runs nothing
     │   └── GoldenError         a recorded answer is not reproduced
     ├── RequestError          the caller's mistake
     │   ├── BadInputError       the body is not what the model takes
@@ -53,6 +54,11 @@ class ScriptError(StartError):
 
 class ModelError(StartError):
     code = "bad-model"
+    exit_code = 3
+
+
+class ProviderError(StartError):
+    code = "provider-missing"
     exit_code = 3
 
 

@@ -90,8 +90,8 @@ class V2Scorer:
         self.name = name
         self.version = version
         self._count_non_finite = count_non_finite
-        self._inputs = model._inputs
-        self._outputs = {node.name: node for node in model._output_nodes}
+        self._inputs = model.inputs
+        self._outputs = {node.name: node for node in model.output_nodes}
         self.signature = Signature()
 
     def metadata(self) -> dict[str, Any]:
@@ -104,6 +104,8 @@ class V2Scorer:
                 for t in self._inputs.values()
             ],
             "outputs": [_output_metadata(node) for node in self._outputs.values()],
+            # The protocol has no place for it; other servers put what is their own under this name too.
+            "parameters": {"providers": ",".join(self._model.providers)},
         }
 
     def parse(self, request: ScoringRequest) -> Inference:

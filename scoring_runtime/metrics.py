@@ -27,6 +27,7 @@ class Metrics:
         self._runs = 0
         self._non_finite = 0
         self._gauges: dict[str, Callable[[], float]] = {}
+        self._facts: list[str] = []
 
     def request(self, source: str, outcome: str, run_s: float | None) -> None:
         """Count one request from `source` (http or message); `run_s` is None when run was not reached."""
@@ -46,6 +47,14 @@ class Metrics:
         """Show `read()` under `name` at every scrape."""
         self._gauges[name] = read
 
+    def fact(self, name: str, label: str, values: Mapping[str, float]) -> None:
+        """Show what does not change, one line for each key of `values`, which is the value of `label`."""
+        lines = (
+            f'edgewright_{name}{{model="{_escape(self._model)}",{label}="{_escape(key)}"}} {value:g}'
+            for key, value in values.items()
+        )
+        self._facts += [f"# TYPE edgewright_{name} gauge", *lines]
+
     def text(self) -> str:
         with self._lock:
             requests = dict(self._requests)
@@ -62,6 +71,7 @@ class Metrics:
                     f"# TYPE edgewright_{name} gauge\nedgewright_{name}{{{label}}} {read():g}"
                     for name, read in self._gauges.items()
                 ),
+                *self._facts,
                 "",
             ]
         )

@@ -32,6 +32,7 @@ from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
+from .providers import CPU, RECORD, check_used, nodes_by_provider, sessions_providers, used_providers
 from .schema import Signature
 from .tensors import DTYPES, UNNAMED, Tensor, check_shared_dimensions, from_octets, from_value
 
@@ -59,42 +60,58 @@ class OnnxModel:
 
     def __init__(self, session: ort.InferenceSession, count_non_finite: Callable[[int], None]) -> None:
         self._session = session
+        self.nodes_by_provider = nodes_by_provider(session)
+        self.providers = used_providers(session, self.nodes_by_provider)
         self._lone: ort.InferenceSession | None = None
         self._running = 0
         self._lock = threading.Lock()
         self.parallel_runs = 1
         self.calibration = Calibration(None)
         self._count_non_finite = count_non_finite
-        self._inputs = {node.name: _tensor(node) for node in session.get_inputs()}
+        self.inputs = {node.name: _tensor(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
-        self._only = next(iter(self._inputs.values())) if len(self._inputs) == 1 else None
+        self._only = next(iter(self.inputs.values())) if len(self.inputs) == 1 else None
         self._packer = RowPacker.of(self._only) if self._only is not None else None
-        self._output_nodes = session.get_outputs()
-        self.signature = _signature(self._inputs, session.get_outputs(), self._only)
+        self.output_nodes = session.get_outputs()
+        self.signature = _signature(self.inputs, session.get_outputs(), self._only)
 
     @classmethod
-    def load(cls, file: Path, *, threads: int, count_non_finite: Callable[[int], None]) -> OnnxModel:
-        """Open a model file for the CPU.
+    def load(
+        cls,
+        file: Path,
+        *,
+        threads: int,
+        count_non_finite: Callable[[int], None],
+        providers: Sequence[str] = (CPU,),
+        required: Sequence[str] = (),
+    ) -> OnnxModel:
+        """Open a model file.
 
         Args:
             file: the model; external data is looked for beside it.
             threads: for one run; the caller knows the processor budget, onnxruntime sees only the machine.
             count_non_finite: told how many numbers of an answer became null.
+            providers: execution providers, the preferred one first.
+            required: those of them without which there is no start.
 
         Raises:
             ModelError: no such file, not a model that this onnxruntime can run, or inputs JSON cannot say.
+            SettingsError: there is no such provider.
+            ProviderError: a required one runs no part of the model.
         """
         if not file.is_file():
             raise ModelError(f"the model file does not exist: {file}")
-        model = cls(_session(file, 1), count_non_finite)
+        asked = [*(name for name in required if name not in providers), *providers]
+        model = cls(_session(file, 1, sessions_providers(asked)), count_non_finite)
+        check_used(model._session, model.providers, asked, required)
         model.calibration = calibrate(model)
         run_s = model.calibration.run_s
-        if threads > 1 and (run_s is None or run_s > _LONG_S):
+        if model.providers == (CPU,) and threads > 1 and (run_s is None or run_s > _LONG_S):
             model._use_processors(file, threads, shared=run_s is not None)
         return model
 
     def _use_processors(self, file: Path, threads: int, *, shared: bool) -> None:
-        whole = _session(file, threads)
+        whole = _session(file, threads, sessions_providers(()))
         if shared and file.stat().st_size <= _MOST_TWICE_BYTES:
             self._lone = whole
             self.parallel_runs = threads
@@ -159,7 +176,7 @@ class OnnxModel:
     def join(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
         if self._packer is not None:
             return self._packer.array(b"".join(rows))
-        return {name: np.concatenate([given[name] for given in rows]) for name in self._inputs}
+        return {name: np.concatenate([given[name] for given in rows]) for name in self.inputs}
 
     def row(self, arguments: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         return {name: value[index : index + 1] for name, value in arguments.items()}
@@ -188,18 +205,18 @@ class OnnxModel:
         """Whether the first dimension, and no other, is free in every input, and rows come out again."""
         return all(
             tensor.free_dimensions == 1 and isinstance(tensor.shape[0], str) and tensor.dtype != object
-            for tensor in self._inputs.values()
-        ) and all(_has_rows(node) for node in self._output_nodes)
+            for tensor in self.inputs.values()
+        ) and all(_has_rows(node) for node in self.output_nodes)
 
     def example(self, rows: int) -> dict[str, np.ndarray] | None:
         """Made-up arguments, the same at every call; None when something beside the rows is free, or for text."""
         if any(
             tensor.dtype == object or any(isinstance(size, str) for size in tensor.shape[1:])
-            for tensor in self._inputs.values()
+            for tensor in self.inputs.values()
         ):
             return None
         generator = np.random.default_rng(0)
-        return {name: _made_up(tensor, rows, generator) for name, tensor in self._inputs.items()}
+        return {name: _made_up(tensor, rows, generator) for name, tensor in self.inputs.items()}
 
     def same_rows(self, joined: Sequence[Any], singles: Sequence[Sequence[Any]]) -> bool:
         """Equal but for the last digits: a kernel for many rows may add up in another order."""
@@ -214,20 +231,20 @@ class OnnxModel:
         if self._only is not None and ANY_INPUT in document and len(document) == 1:
             return {self._only.name: from_value(self._only, document[ANY_INPUT])}
         for name in document:
-            if name not in self._inputs:
+            if name not in self.inputs:
                 raise BadInputError(f"the model has no input '{name}'; expected {self._expected()}")
-        missing = [name for name in self._inputs if name not in document]
+        missing = [name for name in self.inputs if name not in document]
         if missing:
-            tensor = self._inputs[missing[0]]
+            tensor = self.inputs[missing[0]]
             raise BadInputError(f"input '{tensor.name}' ({tensor}) is missing; expected {self._expected()}")
-        arguments = {name: from_value(tensor, document[name]) for name, tensor in self._inputs.items()}
-        check_shared_dimensions(self._inputs, arguments)
+        arguments = {name: from_value(tensor, document[name]) for name, tensor in self.inputs.items()}
+        check_shared_dimensions(self.inputs, arguments)
         return arguments
 
     def _expected(self) -> str:
         if self._only is not None:
             return f'{{"{ANY_INPUT}": …}} or {{"{self._only.name}": …}}'
-        return "{" + ", ".join(f'"{name}": …' for name in self._inputs) + "}"
+        return "{" + ", ".join(f'"{name}": …' for name in self.inputs) + "}"
 
 
 class RowPacker:
@@ -319,9 +336,9 @@ def _is_plain(value: Any) -> bool:
     return kind in "iub" or (kind == "f" and value.dtype.itemsize > 2 and bool(np.isfinite(value).all()))
 
 
-def _session(file: Path, threads: int) -> ort.InferenceSession:
+def _session(file: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(file), _options(threads), providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
 
@@ -332,6 +349,7 @@ def _options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     # Spinning threads take a shared edge device's processors between requests (facts/serving.md §2, cnn table).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*RECORD)
     # Fatal alone: what fails a run comes as an exception, and its own line would let callers fill the log.
     options.log_severity_level = 4
     return options

@@ -21,6 +21,7 @@ DEFAULT_SCORING_TIMEOUT_MS = 3_600_000  # Azure ML's server
 DEFAULT_HEALTH_PORT = 5000  # Azure ML's server
 DEFAULT_BODY_TIMEOUT_S = 60
 DEFAULT_MESSAGE_ROUTES = "input1=output1"
+DEFAULT_PROVIDERS = ("cpu",)
 
 VARIABLES = {
     "AZUREML_ENTRY_SCRIPT": "entry script, relative to AML_APP_ROOT",
@@ -28,6 +29,8 @@ VARIABLES = {
     "AZUREML_MODEL_DIR": "folder of the model, version included; of several models, the one that holds NAME/VERSION of each",
     "EDGEWRIGHT_MODEL_FILE": "model file served without a script, relative to AZUREML_MODEL_DIR",
     "EDGEWRIGHT_MODEL": "name:version (joined by commas) shown in metrics and /ready",
+    "EDGEWRIGHT_PROVIDER": "execution providers of a bare model, preferred first: cuda,cpu; cpu by default",
+    "EDGEWRIGHT_REQUIRE_PROVIDER": "providers that must really run a part of the model; else there is no start",
     "EDGEWRIGHT_MESSAGES": "inputs and outputs for edge messages: input1=output1[,in2=out2]; empty: none",
     "EDGEWRIGHT_HTTP_FD": "inherited listening socket of the public address",
     "EDGEWRIGHT_HEALTH_FD": "inherited listening socket for health probes",
@@ -117,6 +120,8 @@ class Settings:
     warnings: tuple[str, ...] = ()
     golden: Path | None = None
     collects_data: bool = False
+    providers: tuple[str, ...] = DEFAULT_PROVIDERS
+    required_providers: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -129,6 +134,8 @@ class Settings:
         host: str | None = None,
         port: int | None = None,
         golden: str | None = None,
+        provider: str | None = None,
+        require_provider: str | None = None,
         cwd: Path,
     ) -> Settings:
         """Combine arguments and environment.
@@ -141,6 +148,8 @@ class Settings:
         served, is_script = _what_to_serve(
             environment, entry_script=entry_script, model=model, folder=folder, app_root=app_root, cwd=cwd
         )
+        providers = _providers(environment, "EDGEWRIGHT_PROVIDER", provider, is_script)
+        required = _providers(environment, "EDGEWRIGHT_REQUIRE_PROVIDER", require_provider, is_script)
         return cls(
             served=served,
             is_script=is_script,
@@ -168,6 +177,8 @@ class Settings:
             warnings=_warnings(environment),
             collects_data=_flag(environment, "AML_MODEL_DC_STORAGE_ENABLED"),
             golden=_golden(environment, golden, app_root, cwd),
+            providers=providers or DEFAULT_PROVIDERS,
+            required_providers=required,
         )
 
 
@@ -226,6 +237,19 @@ def _folder(text: str | None, cwd: Path) -> Path | None:
     if not (cwd / text).is_dir():
         raise SettingsError(f"the model folder does not exist: {cwd / text}")
     return cwd / text
+
+
+def _providers(
+    environment: Mapping[str, str], variable: str, given: str | None, is_script: bool
+) -> tuple[str, ...]:
+    text = given if given is not None else environment.get(variable, "")
+    names = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if names and is_script:
+        option = "--provider" if variable == "EDGEWRIGHT_PROVIDER" else "--require-provider"
+        raise SettingsError(
+            f"{option} ({variable}) is for a model without a script, found '{text}': a script opens its model itself"
+        )
+    return names
 
 
 def _golden(environment: Mapping[str, str], golden: str | None, app_root: Path, cwd: Path) -> Path | None:

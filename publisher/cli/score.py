@@ -35,6 +35,16 @@ def serve(
     model_dir: Annotated[
         Path | None, typer.Option(help="The script's AZUREML_MODEL_DIR, or the folder of --model.")
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Execution providers of --model, preferred first: cuda,cpu."),
+    ] = None,
+    require_provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Those that must really run a part of --model; else it does not start."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = 5001,
     no_reload: Annotated[bool, typer.Option("--no-reload", help="Do not start again on save.")] = False,
@@ -44,6 +54,7 @@ def serve(
     arguments, cwd = _served(script, model, folder)
     if folder is not None:
         arguments += ["--model-dir", str(folder)]
+    arguments += _providers(provider, require_provider, is_script=script is not None)
     watch = FileWatch(
         [cwd] if script is not None else [],
         [Path(arguments[1]), *([folder] if script is not None and folder is not None else [])],
@@ -74,6 +85,14 @@ def _served(script: Path | None, model: Path | None, folder: Path | None) -> tup
     if found is None:
         raise UsageError(f"{option} must be a file, and there is none at {given}", where=str(given))
     return ["--entry-script" if script is not None else "--model", str(found)], found.parent
+
+
+def _providers(provider: str | None, required: str | None, *, is_script: bool) -> list[str]:
+    given = {"--provider": provider, "--require-provider": required}
+    arguments = [part for name, value in given.items() if value for part in (name, value)]
+    if arguments and is_script:
+        raise UsageError(f"{arguments[0]} goes with --model: a script opens its model itself")
+    return arguments
 
 
 def _folder(given: Path | None) -> Path | None:

@@ -209,6 +209,7 @@ def test_a_server_that_ends_by_itself_is_told(tmp_path: Path) -> None:
         (["--script", "score.py", "--model", "m.onnx"], "give one of --script"),
         (["--script", "none.py"], "--script must be a file, and there is none at none.py"),
         (["--script", "score.py", "--model-dir", "none"], "--model-dir must be a folder"),
+        (["--script", "score.py", "--provider", "cuda"], "--provider goes with --model"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path: Path, arguments: list[str], text: str) -> None:
@@ -216,6 +217,13 @@ def test_arguments_that_cannot_work_are_refused(tmp_path: Path, arguments: list[
     author = Author(tmp_path, *arguments)
     assert author.process.wait(TIMEOUT_S) == 2
     assert text in author.printed
+
+
+def test_a_required_provider_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    models.doubler(tmp_path)
+    author = Author(tmp_path, "--model", "model.onnx", "--require-provider", "cuda", "--port", "0")
+    assert author.process.wait(TIMEOUT_S) == 1
+    assert "required provider 'cuda' is not installed" in author.printed
 
 
 def test_a_taken_address_is_named(tmp_path: Path) -> None:
