@@ -73,6 +73,7 @@ def test_health_and_metadata(double: V2UnderTest) -> None:
             "platform": "onnxruntime_onnx",
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+            "parameters": {"providers": "cpu"},
         }
         assert double.get(path + "/ready").json() == {"name": "digits", "ready": True}
 
