@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from publisher.images import ContainerImage, Image
+    from publisher.images import ContainerImage, Image, IotContainerImage
     from publisher.models import Model
     from publisher.workspace import Workspace
 
-__all__ = ["ContainerImage", "Image", "Model", "Workspace"]
+__all__ = ["ContainerImage", "Image", "IotContainerImage", "Model", "Workspace"]
 
 _MODULES = {
     "ContainerImage": "publisher.images",
     "Image": "publisher.images",
+    "IotContainerImage": "publisher.images",
     "Model": "publisher.models",
     "Workspace": "publisher.workspace",
 }

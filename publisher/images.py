@@ -31,12 +31,13 @@ from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
 from publisher.database import next_version
-from publisher.environments import Environment
-from publisher.errors import NotFoundError, ScriptError, UsageError
+from publisher.environments import Environment, uv_platform
+from publisher.errors import NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
+from publisher.image_configuration import ContainerImageConfig, container_image_configuration
 from publisher.image_transfer import PushedImage, export_image, push_image
 from publisher.models import Model
-from publisher.records import Filter, check_labels, matches
+from publisher.records import Filter, matches
 from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.uv_runner import BuildLog
@@ -45,30 +46,15 @@ from publisher.workspace import Workspace, now_text
 if TYPE_CHECKING:
     from edge_containers.registry_client import BasicCredentials
 
-RUNTIMES = ("python",)
-
-REFUSED_OPTIONS: Mapping[str, str] = {
-    "conda_file": "list the packages in a requirements.txt and give it as requirements_file",
-    "docker_file": "images are assembled without Dockerfiles; list Python packages in requirements_file",
-    "schema_file": "leave it out; the scoring runtime describes the service at /swagger.json",
-    "enable_gpu": "leave it out and require the GPU build of your packages in requirements_file",
-    "base_image": 'leave it out: images have base "none"',
-    "base_image_registry": 'leave it out: images have base "none"',
+# Architectures as the original and Docker Hub name them.
+ARCHITECTURES: Mapping[str, str] = {
+    "amd64": "linux/amd64",
+    "arm64": "linux/arm64",
+    "arm64v8": "linux/arm64",
+    "arm32v7": "linux/arm/v7",
 }
-"""Parameters of the original API that this version refuses, with the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerImageConfig:
-    """What `ContainerImage.image_configuration` checked; `None` takes the workspace's setting."""
-
-    execution_script: Path
-    requirements_file: Path | None
-    dependencies: tuple[Path, ...]
-    platforms: tuple[Platform, ...] | None
-    tags: Mapping[str, str]
-    properties: Mapping[str, str]
-    description: str | None
+MODEL_NAME_LIMIT = 30
+"""Characters of a base name that become the name of a model given by its path, as in the original."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,64 +218,7 @@ class Image(Registered):
 class ContainerImage(Image):
     """An image that scores over HTTP and messages."""
 
-    @staticmethod
-    def image_configuration(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
-        execution_script: str,
-        runtime: str,
-        conda_file: str | None = None,
-        docker_file: str | None = None,
-        schema_file: str | None = None,
-        dependencies: Sequence[str] | None = None,
-        enable_gpu: bool | None = None,
-        tags: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
-        description: str | None = None,
-        base_image: str | None = None,
-        base_image_registry: object | None = None,
-        *,
-        requirements_file: str | None = None,
-        platforms: Sequence[str] | None = None,
-    ) -> ContainerImageConfig:
-        """Check and hold how an image is to be made; the last two parameters are this product's own.
-
-        Raises:
-            ScriptError: the script or a dependency is missing, or the script is no Python file.
-            UsageError: another runtime than python, or an option this version refuses (with the way out).
-        """
-        script = Path(execution_script)
-        if not script.is_file():
-            raise ScriptError(f"Execution script {script} doesn't exist", where=str(script))
-        if script.suffix != ".py":
-            raise ScriptError(f"execution script {script} must end in .py", where=str(script))
-        if runtime.lower() not in RUNTIMES:
-            known = "|".join(RUNTIMES)
-            raise UsageError(
-                f"Provided runtime not supported. Possible runtimes are: {known}; found {runtime!r}"
-            )
-        given = {
-            "conda_file": conda_file,
-            "docker_file": docker_file,
-            "schema_file": schema_file,
-            "enable_gpu": enable_gpu,
-            "base_image": base_image,
-            "base_image_registry": base_image_registry,
-        }
-        for option, advice in REFUSED_OPTIONS.items():
-            if given[option]:
-                raise UsageError(f"{option} is not supported: {advice}", where=option)
-        includes = tuple(Path(each) for each in dependencies or ())
-        for include in includes:
-            if not include.exists():
-                raise ScriptError(f"dependency {include} doesn't exist", where=str(include))
-        return ContainerImageConfig(
-            execution_script=script,
-            requirements_file=Path(requirements_file) if requirements_file else None,
-            dependencies=includes,
-            platforms=tuple(Platform.parse(each) for each in platforms) if platforms else None,
-            tags=check_labels("tags", tags),
-            properties=check_labels("properties", properties),
-            description=description,
-        )
+    image_configuration = staticmethod(container_image_configuration)
 
     @classmethod
     def create(
@@ -301,25 +230,33 @@ class ContainerImage(Image):
         *,
         steps: Steps = no_steps,
     ) -> Self:
-        """Build the image; returns when it is whole. A model may be given by its id.
+        """Build the image; returns when it is whole.
+
+        A model may be given by its id, or as the path of a file or folder, which is registered under its own name.
 
         Raises:
-            UsageError: no model, or one of them twice.
+            UsageError: no model, one of them twice, or something that is none.
             PublishError: what stopped the build; no image is listed then.
         """
         settings = workspace.settings
+        if image_config.runtime != "python":
+            raise UsageError(
+                f"runtime {image_config.runtime} needs a base with PySpark and a JRE, which cannot be built yet; "
+                "use runtime python",
+                where=name,
+            )
         python = settings.environment.python
         requirements = image_config.requirements_file
         request = BuildRequest(
             name=name,
-            models=tuple(each if isinstance(each, Model) else Model(workspace, id=each) for each in models),
+            models=tuple(_model(workspace, each) for each in models),
             script=image_config.execution_script,
             environment=Environment.from_file(requirements, python)
             if requirements
             else Environment((), python),
             includes=image_config.dependencies,
             platforms=image_config.platforms or default_platforms(workspace),
-            base=settings.image.default_base,
+            base=image_config.base_image or settings.image.default_base,
             tags=image_config.tags,
             properties=image_config.properties,
             description=image_config.description,
@@ -339,6 +276,59 @@ class ContainerImage(Image):
         image = cls(workspace, name=request.name, version=version)
         image.build = result
         return image
+
+
+class IotContainerImage(ContainerImage):
+    """An image for a device, by pip requirements, as the original's IoT package asks for it."""
+
+    @staticmethod
+    def image_configuration(  # type: ignore[override]  # noqa: PLR0917 - the original's, different as it is
+        execution_script: str,
+        architecture: str,
+        requirements: str | None = None,
+        docker_file: str | None = None,
+        dependencies: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        description: str | None = None,
+    ) -> ContainerImageConfig:
+        """Check and hold how an image is to be made; `architecture` is amd64 or arm64v8.
+
+        Raises:
+            ScriptError, UsageError: as `ContainerImage.image_configuration`; an architecture images are not built for.
+        """
+        platform = Platform.parse(ARCHITECTURES.get(architecture.lower(), architecture))
+        uv_platform(platform)
+        return container_image_configuration(
+            execution_script,
+            "python",
+            docker_file=docker_file,
+            dependencies=dependencies,
+            tags=tags,
+            properties=properties,
+            description=description,
+            requirements_file=requirements,
+            platforms=[str(platform)],
+        )
+
+
+def _model(workspace: Workspace, given: object) -> Model:
+    """What the original takes for a model: one, its id, or a path, which is registered under its base name."""
+    if isinstance(given, Model):
+        return given
+    if not isinstance(given, str):
+        raise UsageError(
+            f"a model must be a Model, the id of one, or a path, not {type(given).__name__}", where="models"
+        )
+    if "://" in given:
+        raise UsageError(f"model {given} is a URL: download it, and register the file", where=given)
+    try:
+        return Model(workspace, id=given)
+    except (NotFoundError, UsageError):
+        path = Path(given)
+        if not path.exists():
+            raise
+    return Model.register(workspace, path, path.absolute().name[:MODEL_NAME_LIMIT].rstrip(".-"))
 
 
 def default_platforms(workspace: Workspace) -> tuple[Platform, ...]:

@@ -319,7 +319,8 @@ root = Path(sys.argv[1])
 workspace = make_workspace(root / "elsewhere", make_runtime_wheels(root / "other-wheels"))
 (root / "digits.pkl").write_bytes(b"weights of version 1")
 model = Model.register(workspace, root / "digits.pkl", "digits")
-config = ContainerImage.image_configuration(str(write_score(root / "src")), "python")
+os.chdir(write_score(root / "src").parent)
+config = ContainerImage.image_configuration("score.py", "python")
 print(ContainerImage.create(workspace, "renamed", [model], config).digest)
 """
 
@@ -456,10 +457,13 @@ class TestRefused:
 
 
 class TestOriginalApi:
-    def test_the_original_call_builds(self, workspace: Workspace, model: Model, tmp_path: Path) -> None:
-        script = write_score(tmp_path)
+    def test_the_original_call_builds(
+        self, workspace: Workspace, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_score(tmp_path)
         config = ContainerImage.image_configuration(
-            execution_script=str(script),
+            execution_script="score.py",
             runtime="Python",
             tags={"area": "digits"},
             description="scores digits",
@@ -473,34 +477,33 @@ class TestOriginalApi:
         )
         assert [each.id for each in image.models] == ["digits:1"]
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (
-                {"conda_file": "env.yml"},
-                "conda_file is not supported: list the packages in a requirements.txt",
-            ),
-            ({"docker_file": "Dockerfile"}, "docker_file is not supported"),
-            ({"schema_file": "s.json"}, "schema_file is not supported"),
-            ({"enable_gpu": True}, "enable_gpu is not supported"),
-            ({"base_image": "python:3"}, "base_image is not supported"),
-            ({"runtime": "spark-py"}, "Possible runtimes are: python; found 'spark-py'"),
-            ({"dependencies": ["nothere.txt"]}, "dependency nothere.txt doesn't exist"),
-            ({"execution_script": "nothere.py"}, "Execution script nothere.py doesn't exist"),
-        ],
-    )
-    def test_what_is_not_supported_says_what_to_do(
-        self, tmp_path: Path, options: dict[str, object], message: str
+    def test_models_are_given_by_id_or_by_path_which_registers_them(
+        self, workspace: Workspace, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given: dict[str, object] = {
-            "execution_script": str(write_score(tmp_path)),
-            "runtime": "python",
-        } | options
-        with pytest.raises(EdgewrightError, match=message):
-            ContainerImage.image_configuration(**given)  # type: ignore[arg-type]
+        monkeypatch.chdir(tmp_path)
+        write_score(tmp_path)
+        config = ContainerImage.image_configuration("score.py", "python", platforms=["linux/amd64"])
+        name = "a-model-whose-name-is-very-long.pkl"
+        (tmp_path / name).write_bytes(b"weights")
+        image = ContainerImage.create(workspace, "digits", [model.id, f"./{name}"], config)
+        assert image.model_ids == ["digits:1", "a-model-whose-name-is-very-lon:1"]
+        for given, message in (
+            ("nothere", "ModelNotFound: no model 'nothere'"),
+            (7, "must be a Model, the id of one, or a path, not int"),
+            ("https://h.example/m.pkl", "is a URL: download it"),
+        ):
+            with pytest.raises(EdgewrightError, match=message):
+                ContainerImage.create(workspace, "digits", [given], config)  # type: ignore[list-item]
+        spark = replace(config, runtime="spark-py")
+        with pytest.raises(UsageError, match="runtime spark-py needs a base with PySpark"):
+            ContainerImage.create(workspace, "digits", [model], spark)
 
-    def test_at_least_one_model(self, workspace: Workspace, tmp_path: Path) -> None:
-        config = ContainerImage.image_configuration(str(write_score(tmp_path)), "python")
+    def test_at_least_one_model(
+        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_score(tmp_path)
+        config = ContainerImage.image_configuration("score.py", "python")
         with pytest.raises(UsageError, match="needs at least one model"):
             ContainerImage.create(workspace, "digits", [], config)
 
