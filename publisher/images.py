@@ -73,7 +73,7 @@ class Image(Registered):
     Attributes:
         digest: of the OCI index; what deployments name.
         size: bytes of all distinct layers.
-        model_ids: the models inside.
+        model_ids: the models inside, as they were given.
         image_location: `registry/repository@sha256:…` of the last push, or None.
         image_build_log_uri: path of the build log.
         build: what the build did, on the object that `build` returned; else None.
@@ -87,8 +87,9 @@ class Image(Registered):
     creation_state = "Succeeded"
 
     QUERY = (
-        "SELECT images.*, (SELECT json_group_array(model_name || ':' || model_version) FROM image_models "
-        "WHERE image_name = name AND image_version = version) AS model_ids FROM images "
+        "SELECT images.*, (SELECT json_group_array(id) FROM (SELECT model_name || ':' || model_version AS id "
+        "FROM image_models WHERE image_name = name AND image_version = version ORDER BY image_models.rowid)) "
+        "AS model_ids FROM images "
         "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) ORDER BY name, version DESC"
     )
     NOUN, DONE = "image", "built"
