@@ -70,7 +70,7 @@ class RegistryAccess:
         if record is not None:
             if not record.opens_with(password, self._now()):
                 return None
-            return RegistryGrant(username, (record.repository,), record.actions)
+            return RegistryGrant(username, record.repositories, record.actions)
         return self._check_token(username, password)
 
     def _check_token(self, username: str, password: str) -> RegistryGrant | None:
@@ -96,7 +96,7 @@ def credential_document(record: RegistryCredentialRecord, address: str) -> dict[
     return {
         "username": record.username,
         "address": address,
-        "repository": record.repository,
+        "repositories": list(record.repositories),
         "actions": list(record.actions),
         "created": format_time(datetime.fromtimestamp(record.created, UTC)),
         "expires": format_time(datetime.fromtimestamp(record.expires, UTC)),

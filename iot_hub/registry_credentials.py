@@ -1,7 +1,7 @@
 """Credentials for the embedded registry, and who may do what there.
 
-- A minted credential is for one repository (or a glob), for some actions and for a time; its password is shown once and
-  kept as a salted hash.
+- A minted credential is for some repositories (or globs), for some actions and for a time; its password is shown once
+  and kept as a salted hash. A device chooses credentials by registry alone, so one covers a deployment's repositories.
 - `iothubowner`, or another policy with service rights, with a service SAS token as the password pushes and pulls all.
 - A device may use its id and its own SAS token to pull.
 """
@@ -22,6 +22,8 @@ from iot_hub.errors import HubRequestError
 ACTIONS = ("pull", "push")
 DEFAULT_TTL_S = 90 * 86400
 MAX_TTL_S = 366 * 86400
+# More modules than a twin of 32 KB holds.
+MAX_REPOSITORIES = 64
 
 # OCI distribution specification, "Pulling manifests": <name>; a `*` may stand for any part of one.
 _REPOSITORY = re.compile(r"[a-z0-9*]+(?:[._/-]+[a-z0-9*]+)*")
@@ -31,7 +33,7 @@ _REPOSITORY = re.compile(r"[a-z0-9*]+(?:[._/-]+[a-z0-9*]+)*")
 class CredentialRequest:
     """What `POST /edgewright/registry/credentials` asks for."""
 
-    repository: str
+    repositories: tuple[str, ...]
     actions: tuple[str, ...] = ("pull",)
     ttl_s: int = DEFAULT_TTL_S
 
@@ -39,13 +41,15 @@ class CredentialRequest:
     def parse(cls, body: object) -> CredentialRequest:
         if not isinstance(body, Mapping):
             raise _invalid("the body", "a JSON object", body)
-        unknown = sorted(set(body) - {"repository", "actions", "ttlSeconds"})
+        unknown = sorted(set(body) - {"repository", "repositories", "actions", "ttlSeconds"})
         if unknown:
             raise _invalid(
-                unknown[0], "absent: repository, actions and ttlSeconds are known", body[unknown[0]]
+                unknown[0],
+                "absent: repository, repositories, actions and ttlSeconds are known",
+                body[unknown[0]],
             )
         return cls(
-            _repository(body.get("repository")),
+            _repositories(body),
             _actions(body.get("actions", ["pull"])),
             _ttl(body.get("ttlSeconds", DEFAULT_TTL_S)),
         )
@@ -58,7 +62,7 @@ class RegistryCredentialRecord:
     username: str
     salt: bytes
     password_hash: bytes
-    repository: str
+    repositories: tuple[str, ...]
     actions: tuple[str, ...]
     created: float
     expires: float
@@ -74,7 +78,7 @@ class RegistryCredentialRecord:
             username=f"edgewright-{random_bytes(8).hex()}",
             salt=salt,
             password_hash=_hash(salt, password),
-            repository=request.repository,
+            repositories=request.repositories,
             actions=request.actions,
             created=now,
             expires=now + request.ttl_s,
@@ -88,6 +92,17 @@ class RegistryCredentialRecord:
 def _hash(salt: bytes, password: str) -> bytes:
     # One round is enough: the password has 256 random bits, so there is no dictionary to slow down.
     return hashlib.sha256(salt + password.encode()).digest()
+
+
+def _repositories(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """`repositories`, or `repository` for one."""
+    if "repositories" not in body:
+        return (_repository(body.get("repository")),)
+    values = body["repositories"]
+    if "repository" in body or not isinstance(values, list) or not 1 <= len(values) <= MAX_REPOSITORIES:
+        expected = f"a list of 1 to {MAX_REPOSITORIES} names, in place of repository"
+        raise _invalid("repositories", expected, values)
+    return tuple(dict.fromkeys(map(_repository, values)))
 
 
 def _repository(value: object) -> str:

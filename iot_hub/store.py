@@ -153,8 +153,12 @@ class HubStore:
 
     def registry_credentials(self) -> tuple[RegistryCredentialRecord, ...]:
         return tuple(
-            RegistryCredentialRecord(**{**row, "actions": tuple(row["actions"].split())})
-            for row in map(dict, self._rows("SELECT * FROM registry_credentials"))
+            RegistryCredentialRecord(
+                **{each: row[each] for each in ("username", "salt", "password_hash", "created", "expires")},
+                repositories=tuple(row["repository"].split()),  # names have no spaces
+                actions=tuple(row["actions"].split()),
+            )
+            for row in self._rows("SELECT * FROM registry_credentials")
         )
 
     def add_registry_credential(self, record: RegistryCredentialRecord) -> None:
@@ -162,7 +166,7 @@ class HubStore:
             record.username,
             record.salt,
             record.password_hash,
-            record.repository,
+            " ".join(record.repositories),
             " ".join(record.actions),
             record.created,
             record.expires,

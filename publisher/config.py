@@ -60,18 +60,44 @@ class EnvironmentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """`[registry]`: logins at registries, `HOST USERNAME env:VARIABLE` or `HOST USERNAME file:PATH` each."""
+
+    logins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AzureSettings:
+    """`[azure]`: where Azure's resources are, for `edgewright[azure]`.
+
+    An empty `resource_group` has the registry looked for in the whole subscription. `container_registry` is its name;
+    `arm_endpoint` another cloud's Resource Manager, `ca_file` the authority of its certificate.
+    """
+
+    subscription_id: str = ""
+    resource_group: str = ""
+    container_registry: str = ""
+    arm_endpoint: str = "https://management.azure.com"
+    ca_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of `edgewright.toml`."""
 
     workspace: WorkspaceSettings = field(default_factory=WorkspaceSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
+    azure: AzureSettings = field(default_factory=AzureSettings)
 
 
 SECTIONS: Mapping[str, type[Any]] = {
     "workspace": WorkspaceSettings,
     "image": ImageSettings,
     "environment": EnvironmentSettings,
+    "registry": RegistrySettings,
+    "azure": AzureSettings,
 }
 
 TYPE_NAMES: Mapping[type, str] = {
@@ -218,4 +244,12 @@ python = "{python}"   # of the images; with base "none" the device's Python must
 # extra_index = []
 # find_links = []   # folders (relative to this file) or URLs of wheels
 # no_index = false
+
+[registry]
+# logins = ["registry.example.com robot env:ROBOT_PASSWORD"]   # or file:PATH; never the password itself
+
+[azure]
+# subscription_id = ""
+# resource_group = ""
+# container_registry = ""
 """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from edge_contracts.redact import Secret
 from publisher.hub_client import TIMEOUT_S, HubRest
+
+CREDENTIALS_PATH = "/edgewright/registry/credentials"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,25 @@ class TelemetryPage:
 
     records: tuple[TelemetryRecord, ...]
     next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryUser:
+    """A user of the embedded registry; times are RFC 3339 text."""
+
+    username: str
+    repositories: tuple[str, ...]
+    actions: tuple[str, ...]
+    created: str
+    expires: str
+
+
+@dataclass(frozen=True, slots=True)
+class MintedCredential:
+    """A user and the password that the hub does not keep."""
+
+    user: RegistryUser
+    password: Secret
 
 
 class EmbeddedHubClient:
@@ -55,12 +77,31 @@ class EmbeddedHubClient:
         )
         return TelemetryPage(tuple(_record(row) for row in answer["messages"]), int(answer["next"]))
 
-    def mint_credentials(self, repository: str, ttl_s: int) -> tuple[str, Secret]:
-        """A new user of the embedded registry that may pull one repository for `ttl_s` seconds."""
-        body = {"repository": repository, "actions": ["pull"], "ttlSeconds": ttl_s}
-        what = f"make credentials for repository {repository!r}"
-        answer = self._rest.request(what, "POST", "/edgewright/registry/credentials", body)
-        return str(answer["username"]), Secret(answer["password"])
+    def mint_credentials(self, repositories: Sequence[str], ttl_s: int) -> MintedCredential:
+        """A new user of the embedded registry that may pull these repositories for `ttl_s` seconds."""
+        body = {"repositories": list(repositories), "actions": ["pull"], "ttlSeconds": ttl_s}
+        what = f"make credentials for {' and '.join(map(repr, repositories))}"
+        answer = self._rest.request(what, "POST", CREDENTIALS_PATH, body)
+        return MintedCredential(_registry_user(answer), Secret(answer["password"]))
+
+    def registry_users(self) -> tuple[RegistryUser, ...]:
+        """Users of the embedded registry that were made for pulling and have not expired, oldest first."""
+        return tuple(map(_registry_user, self._rest.request("list registry users", "GET", CREDENTIALS_PATH)))
+
+    def revoke_credentials(self, username: str) -> None:
+        """Take a user away: it gets no new token from now on."""
+        path = f"{CREDENTIALS_PATH}/{quote(username, safe='')}"
+        self._rest.request(f"revoke registry user {username!r}", "DELETE", path)
+
+
+def _registry_user(row: Mapping[str, Any]) -> RegistryUser:
+    return RegistryUser(
+        username=row["username"],
+        repositories=tuple(row["repositories"]),
+        actions=tuple(row["actions"]),
+        created=row["created"],
+        expires=row["expires"],
+    )
 
 
 def _record(row: Mapping[str, Any]) -> TelemetryRecord:

@@ -30,7 +30,7 @@ edgewright   init | demo [--keep] | status | down
   hub        start | stop | status | serve | monitor | simulate | verify
   model      register | list | show | delete
   image      build | list | show | push | pull | export | delete | base create
-  registry   credentials [--show]
+  registry   credentials [--show] | list | revoke
   device     create (register) | list | show | delete | tag | twin | method | send | connection-string | logs
   manifest   generate | check | diff | apply (--device D | --target-condition Q --priority N) | export
   bundle     create

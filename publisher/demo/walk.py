@@ -120,7 +120,7 @@ class Walk:
         return f"{_mb(pushed['bytesSent'])} pushed", f"{pushed['blobsSent']} blobs, by digest"
 
     def _manifest(self) -> Outcome:
-        self._shell.run("edgewright registry credentials digits --json")
+        self._shell.run("edgewright registry credentials --repository digits --json")
         self._shell.run("edgewright manifest generate digits=digits:1 --output-file manifest-1.json")
         checked = self._shell.json("edgewright manifest check manifest-1.json --json")
         return (

@@ -546,10 +546,10 @@ def test_given_password_goes_to_its_own_registry_alone(user: User, pushed: Image
 
 
 def test_credentials_pull_and_do_not_push(user: User, pushed: ImageRef, tmp_path: Path) -> None:
-    hidden = user.run("registry", "credentials", "digits", "--json").document
+    hidden = user.run("registry", "credentials", "--repository", "digits", "--json").document
     assert hidden["password"] == "***"
-    made = user.run("registry", "credentials", "digits", "--days", "1", "--show", "--json").document
-    assert (made["address"], made["repository"], made["actions"]) == (user.registry, "digits", "pull")
+    made = user.run("registry", "credentials", user.registry, "--days", "1", "--show", "--json").document
+    assert (made["address"], made["repositories"]) == (user.registry, ["digits"])
 
     reader = BasicCredentials(made["username"], Secret(made["password"]))
     with RegistryClient(user.registry, credentials=reader) as client:
@@ -567,14 +567,28 @@ def test_credentials_pull_and_do_not_push(user: User, pushed: ImageRef, tmp_path
     )
     refused = user.fail(*words, "--password-stdin", stdin=made["password"], says=(user.registry, "digits"))
     assert made["password"] not in refused.err
-    user.fail(
-        "registry",
-        "credentials",
-        "digits",
-        "--registry",
-        "other.example",
-        says=("other.example", user.registry),
-    )
+    refused = user.fail("registry", "credentials", "other.example", says=("other.example", "registry.logins"))
+    assert "--source docker" in refused.err
+
+
+def test_credentials_come_out_for_whoever_pulls_and_are_taken_back(user: User, pushed: ImageRef) -> None:
+    masked = user.run("registry", "credentials", "-o", "kubernetes")
+    assert "kubernetes.io/dockerconfigjson" in masked.out
+    assert "password: '***'" not in masked.out
+    user.run("registry", "credentials", "-o", "aci", "--output-file", "aci.json")
+    file = user.folder / "aci.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    made = json.loads(file.read_text())
+    assert (made["server"], made.keys()) == (user.registry, {"server", "username", "password"})
+
+    listed = user.run("registry", "list", "--json").document
+    [mine] = [each for each in listed if each["username"] == made["username"]]
+    assert (mine["repositories"], mine["daysLeft"]) == (["digits"], 89)
+    user.run("registry", "revoke", made["username"])
+    listed = user.run("registry", "list", "--json").document
+    assert made["username"] not in {each["username"] for each in listed}
+    user.fail("registry", "revoke", made["username"], says=(made["username"],))
+    user.fail("registry", "revoke", "x", "other.example", says=("other.example", "not made here"))
 
 
 def test_wrong_password_is_refused_on_push_and_pull(user: User, pushed: ImageRef, tmp_path: Path) -> None:

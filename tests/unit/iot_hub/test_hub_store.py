@@ -92,7 +92,7 @@ def test_policies_keep_their_keys(store: HubStore) -> None:
 
 
 def test_password_is_kept_as_a_hash_only(store: HubStore, tmp_path: Path) -> None:
-    request = CredentialRequest.parse({"repository": "digits", "ttlSeconds": 60})
+    request = CredentialRequest.parse({"repositories": ["digits", "team/faces"], "ttlSeconds": 60})
     record, password = RegistryCredentialRecord.mint(request, now=100, random_bytes=lambda n: b"\x07" * n)
     store.add_registry_credential(record)
     assert store.registry_credentials() == (record,)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hub_harness import HubProcess
 
-from edge_containers.registry_client import RegistryClient
+from edge_containers.errors import RegistryAuthError
+from edge_containers.registry_client import BasicCredentials, RegistryClient
 from edge_containers.store import ContentStore
 from edge_contracts.errors import EdgewrightError
 from edge_contracts.image_ref import ImageDigest, ImageRef
@@ -18,7 +19,7 @@ from edge_contracts.redact import Secret
 from publisher.credentials import (
     EmbeddedCredentials,
     GivenCredentials,
-    NoCredentialsError,
+    PullCredential,
     credential_id,
     pull_credentials,
 )
@@ -38,11 +39,11 @@ class Maker:
         self.registry = registry
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
-    def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> RegistryCredential | None:
+    def pull_credential(self, registry: str, repositories: tuple[str, ...]) -> PullCredential | None:
         self.asked.append((registry, repositories))
         if registry != self.registry:
             return None
-        return RegistryCredential(credential_id(registry), registry, "user", Secret("word"))
+        return PullCredential(registry, "user", Secret("word"), "maker")
 
 
 def test_one_credential_for_each_registry_covers_its_repositories() -> None:
@@ -99,16 +100,18 @@ def endpoint(hub: HubProcess) -> HubEndpoint:
     return HubEndpoint(Secret(hub.connection_string), hub.ca_file, address)
 
 
-def test_embedded_registry_makes_pull_only_credentials_for_one_repository(
+def test_embedded_registry_makes_pull_only_credentials_for_a_deployments_repositories(
     hub: HubProcess, endpoint: HubEndpoint
 ) -> None:
     source = EmbeddedCredentials(endpoint, life_s=60)
-    made = source.pull_credential(hub.registry_address, ("team/digits",))
+    made = source.pull_credential(hub.registry_address, ("team/digits", "faces"))
     assert made is not None
-    assert made.address == hub.registry_address
+    assert (made.repositories, made.warning) == (("team/digits", "faces"), None)
+    assert made.expires is not None
+    assert made.registry == hub.registry_address
     _, listed = hub.request("GET", "/edgewright/registry/credentials")
     [mine] = [each for each in listed if each["username"] == made.username]
-    assert (mine["repository"], mine["actions"]) == ("team/digits", ["pull"])
+    assert (mine["repositories"], mine["actions"]) == (["team/digits", "faces"], ["pull"])
     assert made.password.reveal() not in str(listed) + repr(made)
 
 
@@ -120,16 +123,42 @@ def test_each_deployment_gets_its_own(hub: HubProcess, endpoint: HubEndpoint) ->
     assert first.username != second.username
 
 
-def test_several_repositories_of_the_embedded_registry_are_refused_with_a_way_out(
+def test_one_credential_pulls_each_of_its_repositories_and_no_other(
+    hub: HubProcess, endpoint: HubEndpoint, tmp_path: Path
+) -> None:
+    source, address = EmbeddedCredentials(endpoint), hub.registry_address
+    store = ContentStore(tmp_path)
+    blob = store.put_bytes(b"blob").describe("application/octet-stream")
+    with RegistryClient(address, credentials=source.push_credentials(address)) as client:
+        for repository in ("one", "two", "three"):
+            client.push_blob(repository, blob, store)
+    made = source.pull_credential(address, ("one", "two"))
+    assert made is not None
+    with RegistryClient(address, credentials=BasicCredentials(made.username, made.password)) as client:
+        assert [client.head_blob(name, blob.digest) for name in ("one", "two")] == [4, 4]
+        with pytest.raises(RegistryAuthError):
+            client.head_blob("three", blob.digest)
+        with pytest.raises(RegistryAuthError):
+            client.push_blob("one", store.put_bytes(b"new").describe("text/plain"), store)
+
+
+def test_revoked_credential_is_listed_no_more_and_gets_no_token(
     hub: HubProcess, endpoint: HubEndpoint
 ) -> None:
-    before = hub.request("GET", "/edgewright/registry/credentials")
-    with pytest.raises(NoCredentialsError) as caught:
-        EmbeddedCredentials(endpoint).pull_credential(hub.registry_address, ("digits", "faces"))
-    for part in (hub.registry_address, "'digits'", "'faces'", "--registry-username"):
-        assert part in caught.value.message
-    assert caught.value.next_command == "edgewright image push IMAGE --repository digits"
-    assert hub.request("GET", "/edgewright/registry/credentials") == before
+    source, address = EmbeddedCredentials(endpoint), hub.registry_address
+    made = source.pull_credential(address, ("digits",))
+    assert made is not None
+    [mine] = [user for user in source.users(address) if user.username == made.username]
+    assert (mine.repositories, mine.expires) == (("digits",), made.expires)
+    source.revoke(address, made.username)
+    assert made.username not in {user.username for user in source.users(address)}
+    with (
+        RegistryClient(address, credentials=BasicCredentials(made.username, made.password)) as client,
+        pytest.raises(RegistryAuthError),
+    ):
+        client.head_blob("digits", DIGEST)
+    with pytest.raises(EdgewrightError, match="no registry credential"):
+        source.revoke(address, made.username)
 
 
 def test_embedded_hub_knows_no_other_registry(endpoint: HubEndpoint) -> None:
