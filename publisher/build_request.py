@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from edge_containers.image_model import Platform
 from publisher.builders.layer import LayerFile
+from publisher.config import EnvironmentSettings
 from publisher.entry_script import check_entry_script
-from publisher.environments import Environment, uv_platform
+from publisher.environments import Environment
 from publisher.errors import ScriptError, UsageError
 from publisher.image_plan import APP_ROOT, DEFAULT_MESSAGES, MODELS_FOLDER, ImagePlan, PlannedModel
 from publisher.models import Model
+from publisher.target_platforms import uv_platform
 
 # One path part of an OCI repository name (distribution-spec), since the name is also the repository pushed to.
 NAME_RULE = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 NAME_LIMIT = 128
 BASES = ("none",)
+INDEX_SCHEMES = ("https", "http", "file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class BuildRequest:
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
         upgrade: resolve anew although the workspace has a lock for these requirements.
+        locked: build from the workspace's locks and what is on this machine, or not at all.
+        index, extra_index: package indexes in place of the workspace's; they may hold credentials.
     """
 
     name: str
@@ -44,6 +50,9 @@ class BuildRequest:
     base: str = "none"
     messages: str = DEFAULT_MESSAGES
     upgrade: bool = False
+    locked: bool = False
+    index: str = field(default="", repr=False)
+    extra_index: tuple[str, ...] = field(default=(), repr=False)
     tags: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
     description: str | None = None
@@ -57,6 +66,17 @@ class BuildRequest:
     def scoring_environment(self) -> Environment:
         """The requirements with the runtime's own."""
         return self.environment.for_scoring(bare_onnx=self.is_bare_onnx)
+
+    def package_sources(self, settings: EnvironmentSettings) -> EnvironmentSettings:
+        """The workspace's index settings, with those of this build in their place."""
+        if not self.index and not self.extra_index:
+            return settings
+        return replace(
+            settings,
+            index=self.index or settings.index,
+            extra_index=self.extra_index or settings.extra_index,
+            no_index=False,
+        )
 
     def plan(self) -> ImagePlan:
         """What the image consists of."""
@@ -100,7 +120,8 @@ def check_request(request: BuildRequest) -> None:
     """Everything that can be known before work begins, in the order a user would look at it.
 
     Raises:
-        UsageError: name, models, base or platform.
+        UsageError: name, models, base, platform or package index.
+        CondaPackageError: packages that only conda has.
         ScriptError: the script or what is included.
     """
     check_image_name(request.name)
@@ -117,6 +138,19 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError("an image needs at least one platform")
     for platform in request.platforms:
         uv_platform(platform)
+    _check_environment(request)
+
+
+def _check_environment(request: BuildRequest) -> None:
+    if request.locked and request.upgrade:
+        raise UsageError("--locked keeps the lock and --upgrade makes a new one: give one of them")
+    for url in (request.index, *request.extra_index):
+        # The value may hold a password, so the message does not show it. uv splits its list at blanks.
+        if url and (urlsplit(url).scheme not in INDEX_SCHEMES or any(each.isspace() for each in url)):
+            known = ", ".join(f"{each}://" for each in INDEX_SCHEMES)
+            raise UsageError(f"a package index must be a URL beginning with {known}", where="--index")
+    if request.environment.conda is not None:
+        request.environment.conda.check_wheels()
 
 
 def check_image_name(name: str) -> None:

@@ -53,8 +53,8 @@ class EnvironmentSettings:
     """
 
     python: str = "3.11"
-    index: str = ""
-    extra_index: tuple[str, ...] = ()
+    index: str = field(default="", repr=False)
+    extra_index: tuple[str, ...] = field(default=(), repr=False)
     find_links: tuple[str, ...] = ()
     no_index: bool = False
 

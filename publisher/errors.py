@@ -8,9 +8,13 @@ PublishError
 ├── InUseError                    refused because something else needs it
 ├── BusyError                     another command holds the lock (temporary)
 ├── ModelFileError                the file or folder to register cannot be taken
+├── DocumentError                 a YAML document that cannot be read
 ├── ScriptError                   the entry script cannot be what the image starts
 └── EnvironmentResolveError       the requirements cannot become layers
     ├── RequirementError            a requirement is not one
+    ├── CondaPackageError           a conda environment asks for what is no Python package
+    ├── LockedError                 the lock would change, which --locked forbids
+    ├── NotCachedError              --locked, and a wheel is not on this machine
     ├── UnknownPackageError         the index has no such package
     ├── NoVersionError              the index has the package, not the version asked for
     ├── NoWheelError                no wheel for a target platform
@@ -72,6 +76,12 @@ class ScriptError(PublishError):
     code = "script"
 
 
+class DocumentError(PublishError):
+    """A YAML document that cannot be read, or says something that is not taken."""
+
+    code = "document"
+
+
 class BuildCancelledError(PublishError):
     """Work given up because another part of the same build failed; that part's error is the one to show."""
 
@@ -88,6 +98,32 @@ class RequirementError(EnvironmentResolveError):
     """A line that is not a requirement this version takes."""
 
     code = "requirement"
+
+
+class CondaPackageError(EnvironmentResolveError):
+    """Packages of a conda environment that the Python package index has not.
+
+    Attributes:
+        packages: their names.
+    """
+
+    code = "conda-package"
+
+    def __init__(self, message: str, *, packages: tuple[str, ...], where: str | None = None) -> None:
+        super().__init__(message, where=where)
+        self.packages = packages
+
+
+class LockedError(EnvironmentResolveError):
+    """The lock would change."""
+
+    code = "locked"
+
+
+class NotCachedError(EnvironmentResolveError):
+    """A wheel of the lock is not on this machine."""
+
+    code = "not-cached"
 
 
 class UnknownPackageError(EnvironmentResolveError):

@@ -19,7 +19,6 @@ RUNTIMES = ("spark-py", "python")
 _SLIM = "python-slim"  # accepted by the original too, and not documented there either
 
 _REFUSED: Mapping[str, str] = {
-    "conda_file": "list the packages in a requirements.txt and give it as requirements_file",
     "docker_file": "images are assembled without Dockerfiles; list Python packages in requirements_file",
     "schema_file": "leave it out: decorate run() with inference_schema's types, which /swagger.json shows",
     "enable_gpu": "leave it out and require the GPU build of your packages in requirements_file",
@@ -34,7 +33,7 @@ class ContainerImageConfig:
     """What `ContainerImage.image_configuration` checked; `None` takes the workspace's setting.
 
     Attributes:
-        execution_script, requirements_file, dependencies: absolute, so that the current directory may change.
+        execution_script, requirements_file, conda_file, dependencies: absolute, so that the current directory may change.
         runtime: `python` or `spark-py`.
         base_image: what the image stands on.
     """
@@ -42,6 +41,7 @@ class ContainerImageConfig:
     execution_script: Path
     runtime: str
     requirements_file: Path | None
+    conda_file: Path | None
     dependencies: tuple[Path, ...]
     platforms: tuple[Platform, ...] | None
     base_image: str | None
@@ -83,7 +83,6 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
     _base(base_image, base_image_registry, known)
     _require_file("requirements_file", requirements_file)
     given = {
-        "conda_file": conda_file,
         "docker_file": docker_file,
         "schema_file": schema_file,
         "enable_gpu": enable_gpu,
@@ -97,6 +96,7 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
         execution_script=script,
         runtime=known,
         requirements_file=Path(requirements_file).absolute() if requirements_file else None,
+        conda_file=Path(conda_file).absolute() if conda_file else None,
         dependencies=includes,
         platforms=tuple(Platform.parse(each) for each in platforms) if platforms else None,
         base_image=base_image or None,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import json
 import sqlite3
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
 from publisher.database import next_version
-from publisher.environments import Environment, uv_platform
+from publisher.environments import read_environment
 from publisher.errors import NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.image_configuration import ContainerImageConfig, container_image_configuration
@@ -40,6 +41,7 @@ from publisher.models import Model
 from publisher.records import Filter, matches
 from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
+from publisher.target_platforms import uv_platform
 from publisher.uv_runner import BuildLog
 from publisher.workspace import Workspace, now_text
 
@@ -247,14 +249,14 @@ class ContainerImage(Image):
                 where=name,
             )
         python = settings.environment.python
-        requirements = image_config.requirements_file
+        environment = read_environment(image_config.requirements_file, image_config.conda_file, python)
+        for each in environment.notes:
+            warnings.warn(each, stacklevel=2)
         request = BuildRequest(
             name=name,
             models=tuple(_model(workspace, each) for each in models),
             script=image_config.execution_script,
-            environment=Environment.from_file(requirements, python)
-            if requirements
-            else Environment((), python),
+            environment=environment,
             includes=image_config.dependencies,
             platforms=image_config.platforms or default_platforms(workspace),
             base=image_config.base_image or settings.image.default_base,
@@ -269,9 +271,13 @@ class ContainerImage(Image):
         """Build what a request describes, as `edgewright image build` does; see `create`."""
         check_request(request)
         log = BuildLog(workspace.logs / f"image-{request.name}.log")
+        for line in request.environment.notes:
+            log.write("environment", line)
         # Always in this order, image name before store, so that two commands cannot wait for each other.
         with workspace.lock(f"image-{request.name}"), workspace.lock(STORE_LOCK, shared=True):
-            result = OciBuilder(workspace, log, steps).build(request)
+            packages = request.package_sources(workspace.settings.environment)
+            builder = OciBuilder(workspace, log, steps, packages, offline=request.locked)
+            result = builder.build(request)
             version = _record(workspace, request, result, log)
         workspace.audit("image build", f"{request.name}:{version}", digest=str(result.index.digest))
         image = cls(workspace, name=request.name, version=version)

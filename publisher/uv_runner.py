@@ -47,10 +47,18 @@ class UvResult:
 class UvRunner:
     """Runs uv for one build; `cancel` ends what runs and refuses what would come."""
 
-    def __init__(self, settings: EnvironmentSettings, root: Path, log: BuildLog) -> None:
+    def __init__(
+        self, settings: EnvironmentSettings, root: Path, log: BuildLog, *, offline: bool = False
+    ) -> None:
         # Found here, not in the threads that run it: sysconfig, which finding asks, fills itself without a lock.
         self._uv = _find_uv()
         self._environ = {**os.environ, **uv_environ(settings, root)}
+        if offline:
+            self._environ["UV_OFFLINE"] = "1"
+        self.package_sources = tuple(
+            map(_without_user, filter(None, (settings.index, *settings.extra_index)))
+        )
+        """Index URLs asked for, without credentials: the same requirements may resolve to other files elsewhere."""
         self._options = ("--no-index",) if settings.no_index else ()  # uv has no variable for it
         self._log = log
         self._lock = threading.Lock()
@@ -84,7 +92,7 @@ class UvRunner:
         if self._cancelled:
             raise BuildCancelledError("the build was cancelled")
         self._log.write(f"uv {' '.join(arguments)} (exit {process.returncode})", output)
-        return UvResult(process.returncode, output)
+        return UvResult(process.returncode, redact_text(output))
 
     def cancel(self) -> None:
         """Kill every uv of this build."""
@@ -139,6 +147,11 @@ def uv_environ(settings: EnvironmentSettings, root: Path) -> Mapping[str, str]:
     if settings.find_links:
         environ["UV_FIND_LINKS"] = ",".join(_link(each, root) for each in settings.find_links)
     return environ
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _link(link: str, root: Path) -> str:

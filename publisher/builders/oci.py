@@ -36,6 +36,7 @@ from publisher.builders.layer import (
     timed,
     write_layer,
 )
+from publisher.config import EnvironmentSettings
 from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
 from publisher.errors import BuildCancelledError
 from publisher.garbage import LAYER_CACHE
@@ -75,13 +76,24 @@ class BuildResult:
 
 
 class OciBuilder:
-    """Builds into one workspace's store."""
+    """Builds into one workspace's store.
 
-    def __init__(self, workspace: Workspace, log: BuildLog, steps: Steps) -> None:
+    `packages` says where they come from, by default as the workspace does; `offline` takes what is on this machine.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        log: BuildLog,
+        steps: Steps,
+        packages: EnvironmentSettings | None = None,
+        *,
+        offline: bool = False,
+    ) -> None:
         self._workspace = workspace
         self._store = workspace.store
         self._cache = LayerCache(workspace.cache / LAYER_CACHE, workspace.store)
-        self._uv = UvRunner(workspace.settings.environment, workspace.root, log)
+        self._uv = UvRunner(packages or workspace.settings.environment, workspace.root, log, offline=offline)
         self._locks = EnvironmentLocks(workspace.cache / "locks", self._uv)
         self._steps = steps
         self._stop = threading.Event()
@@ -118,7 +130,11 @@ class OciBuilder:
     ) -> tuple[EnvironmentLock, BuiltLayer]:
         with self._steps(f"resolving dependencies for {platform}"):
             lock = self._locks.resolve(
-                request.scoring_environment, platform, upgrade=request.upgrade, work=work
+                request.scoring_environment,
+                platform,
+                upgrade=request.upgrade,
+                locked=request.locked,
+                work=work,
             )
         level = self._workspace.settings.image.dependencies_compression
         key = layer_key(LayerRole.DEPENDENCIES, level, [str(lock.digest), str(platform), lock.python])

@@ -23,7 +23,7 @@ from publisher.cli.output import (
     show_rows,
     size_text,
 )
-from publisher.environments import Environment
+from publisher.environments import read_environment
 from publisher.errors import UsageError
 from publisher.image_plan import DEFAULT_MESSAGES
 from publisher.images import ContainerImage, Image, default_platforms
@@ -66,7 +66,24 @@ def build(
     name: Annotated[
         str | None, typer.Option("--name", "-t", help="Name of the image; the first model's by default.")
     ] = None,
-    requirements: Annotated[Path | None, typer.Option(help="requirements.txt of the script.")] = None,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the script imports: requirements.txt, pyproject.toml or a conda environment."
+        ),
+    ] = None,
+    conda_file: Annotated[
+        Path | None, typer.Option("--conda-file", help="Conda environment; may stand beside --requirements.")
+    ] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Extra of the pyproject.toml. May be repeated.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="URL", help="Package index in place of the workspace's.")
+    ] = None,
+    extra_index: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Further package index. May be repeated.")
+    ] = None,
     include: Annotated[
         list[Path] | None, typer.Option(help="File or folder beside the script. May be repeated.")
     ] = None,
@@ -81,6 +98,10 @@ def build(
     upgrade: Annotated[
         bool, typer.Option("--upgrade", help="Resolve anew instead of using the workspace's lock.")
     ] = False,
+    locked: Annotated[
+        bool,
+        typer.Option("--locked", help="Use the workspace's lock, offline; fail where it would change."),
+    ] = False,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     description: Annotated[str | None, typer.Option(help="What it is.")] = None,
     output: OutputOption = Format.TABLE,
@@ -90,16 +111,22 @@ def build(
     workspace = Workspace.open()
     registered = tuple(Model(workspace, id=each) for each in model)
     python = workspace.settings.environment.python
+    environment = read_environment(requirements, conda_file, python, extras=extra or ())
+    for line in environment.notes:
+        note(line)
     request = BuildRequest(
         name=name or registered[0].name,
         models=registered,
         script=script,
-        environment=Environment.from_file(requirements, python) if requirements else Environment((), python),
+        environment=environment,
         includes=tuple(include or ()),
         platforms=_platforms(workspace, platform),
         base=base or workspace.settings.image.default_base,
         messages=messages,
         upgrade=upgrade,
+        locked=locked,
+        index=index or "",
+        extra_index=tuple(extra_index or ()),
         tags=labels_of(tag, "--tag"),
         description=description,
     )

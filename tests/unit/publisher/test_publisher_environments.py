@@ -17,8 +17,6 @@ from publisher.environments import (
     EnvironmentLock,
     EnvironmentLocks,
     installed_files,
-    resolve_error,
-    uv_platform,
 )
 from publisher.errors import (
     BuildCancelledError,
@@ -31,6 +29,8 @@ from publisher.errors import (
     UnknownPackageError,
     UsageError,
 )
+from publisher.target_platforms import uv_platform
+from publisher.uv_report import resolve_error
 from publisher.uv_runner import BuildLog, UvResult, UvRunner, uv_environ
 
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
