@@ -1,14 +1,16 @@
 """How long runs take, and what follows from it: where a run belongs, and whether runs may share one.
 
 1. A run shorter than INLINE_S is done in the event loop: handing it to a thread costs more than it takes.
-2. A script's time is known by watching alone: it starts in a thread, comes into the loop after PROMOTE_AFTER short
-   calls in a row, and leaves it at the first slow one; each time it must then be short twice as long.
+2. A script's time is known by watching alone: it starts in a thread, comes into the loop after PROMOTE_AFTER calls that
+   were nearly all short, and leaves it when slow ones have held up the loop for DEMOTE_S; each time it must then be short
+   for twice as many calls.
 3. A bare model is timed at load. Its runs are joined only if its first axis is free in all inputs and outputs,
    if joined rows give what single rows give, and if a joined run of several rows is much cheaper than as many runs.
 """
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +18,17 @@ from typing import Any, Protocol
 
 # A hand-off to a thread and back costs 0.5 to 0.7 ms (facts/serving.md §5, 4).
 INLINE_S = 300e-6
-# An inline call that takes this long goes back to the threads. Well over INLINE_S, so that a processor that was
-# taken away for a moment is not the script's fault.
-DEMOTE_S = 3e-3
 PROMOTE_AFTER = 32
 _MOST_PROMOTE_AFTER = 4096
+# Inline calls over SLOW_S, well over INLINE_S, are added up; when they come to DEMOTE_S within PROVEN_AFTER calls (one is
+# enough), the script goes back to the threads: by so much others wait longer than they had to.
+SLOW_S = 3e-3
+DEMOTE_S = 50e-3
+PROVEN_AFTER = 1024
+# Linux counts for each thread; elsewhere a process's own numbers make slow calls count as slow.
+_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+# Answers of one turn are held back this long at most, so that several are written together.
+WRITE_EVERY_S = 500e-6
 # A lone run may hold up the loop, and so a health answer, this long: it saves the hand-off.
 LONE_INLINE_S = 20e-3
 # Larger bodies are parsed in a thread, whatever the run takes: 64 KiB of JSON is about 0.3 ms.
@@ -36,27 +44,85 @@ _LONGEST_BATCH_S = 1e-3
 
 
 class Placement:
-    """Whether the next call of a scorer runs in the event loop; told how long each one took."""
+    """Whether the next call of a scorer runs in the event loop; told how each one went.
+
+    It judges by many calls, and not by time that other programs or threads took: a busy machine is not the script's fault.
+    """
 
     def __init__(self, *, inline: bool = False, settled: bool = False) -> None:
         self.inline = inline
         self._settled = settled
-        self._short_calls = 0
+        self._calls = self._long_calls = self._late_calls = 0
+        self._slow_s = 0.0
         self._promote_after = PROMOTE_AFTER
 
-    def saw(self, seconds: float) -> None:
+    def watch(self) -> LoopWatch:
+        """To be taken before calls in the event loop; one for several that follow each other."""
+        return LoopWatch(counts=not self._settled)
+
+    def saw_in_loop(self, watch: LoopWatch) -> None:
+        """A call in the event loop has ended."""
+        seconds = watch.lap()
         if self._settled:
             return
-        if self.inline:
-            if seconds > DEMOTE_S:
-                self.inline = False
-                self._short_calls = 0
+        self._calls += 1
+        if seconds > SLOW_S:
+            self._slow_s += watch.own_part(seconds)
+            if self._slow_s > DEMOTE_S:
                 self._promote_after = min(self._promote_after * 2, _MOST_PROMOTE_AFTER)
-        elif seconds > INLINE_S:
-            self._short_calls = 0
-        else:
-            self._short_calls += 1
-            self.inline = self._short_calls >= self._promote_after
+                self._start(inline=False)
+                return
+        if self._calls >= PROVEN_AFTER:
+            self._promote_after = PROMOTE_AFTER
+            self._start(inline=True)
+
+    def saw_in_thread(self, seconds: float, processor_s: float) -> None:
+        """A call in a thread of its own; `processor_s` leaves out what it waited, for the interpreter's lock above all."""
+        if self._settled:
+            return
+        self._calls += 1
+        self._long_calls += processor_s > INLINE_S
+        self._late_calls += seconds > INLINE_S
+        if self._calls >= self._promote_after:
+            is_short = self._long_calls <= self._calls // 16 and self._late_calls <= self._calls // 2
+            self._start(inline=is_short)
+
+    def _start(self, *, inline: bool) -> None:
+        self.inline = inline
+        self._calls = self._long_calls = self._late_calls = 0
+        self._slow_s = 0.0
+
+
+class LoopWatch:
+    """Times calls that follow each other, and tells what of a long one was taken by others.
+
+    Asking the kernel costs as much as a part of a short call, so it is asked once at first and then only after a long one.
+    """
+
+    __slots__ = ("_processor_s", "_waits", "last", "started")
+
+    def __init__(self, *, counts: bool) -> None:
+        self._processor_s, self._waits = _thread_use() if counts else (0.0, 0)
+        self.started = self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before
+
+    def own_part(self, seconds: float) -> float:
+        """What the last lap of `seconds` computed or waited for by itself."""
+        processor_s, waits = _thread_use()
+        if waits != self._waits:
+            return seconds
+        taken_s = (self.last - self.started) - (processor_s - self._processor_s)
+        return max(0.0, seconds - taken_s)
+
+
+def _thread_use() -> tuple[float, int]:
+    """Processor time of this thread, and how often it gave its processor away to wait."""
+    used = resource.getrusage(_THREAD)
+    return used.ru_utime + used.ru_stime, used.ru_nvcsw
 
 
 class Batchable(Protocol):

@@ -20,12 +20,20 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .calibration import INLINE_BODY_BYTES, INLINE_OCTETS_BYTES, LONE_INLINE_S, Calibration, Placement
+from .calibration import (
+    INLINE_BODY_BYTES,
+    INLINE_OCTETS_BYTES,
+    LONE_INLINE_S,
+    WRITE_EVERY_S,
+    Calibration,
+    LoopWatch,
+    Placement,
+)
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
 from .errors import BusyError
 from .head_memo import Head, HeadMemo
@@ -111,8 +119,6 @@ class FastScore:
         self.calibration: Calibration = scorer.calibration if is_model else Calibration(None)  # type: ignore[attr-defined]
         self._placement = Placement(inline=self.calibration.is_short, settled=is_model)
         self._turn: list[Call] = []
-        # A model's requests are looked at when the turn is over; a script's one by one, as they come.
-        self.accept: Callable[[Call], None] = self._collect if is_model else self._place
         self._flush = self._run_together if self.calibration.rows > 1 else self._run_turn
 
     @classmethod
@@ -133,7 +139,8 @@ class FastScore:
             scorer, plane, pool, metrics, body_limit_bytes=body_limit_bytes, body_timeout_s=body_timeout_s
         )
 
-    def _collect(self, call: Call) -> None:
+    def accept(self, call: Call) -> None:
+        """Requests are looked at when the turn of the event loop is over."""
         if call.connection.is_only and not self._turn and self._placement.inline:
             self._place(call)  # nobody can join it
             return
@@ -171,9 +178,26 @@ class FastScore:
         lone = len(calls) == 1 and (self.calibration.run_s or 1.0) < LONE_INLINE_S
         if lone and self._pool.try_enter():
             self._run_here(calls[0])
-            return
+        elif self._placement.inline and len(calls) > 1:
+            self._run_in_order(calls)
+        else:
+            for call in calls:
+                self._place(call)
+
+    def _run_in_order(self, calls: list[Call]) -> None:
+        """Answers are written some at a time: the first one may wake its reader, the others then find it awake."""
+        watch = self._placement.watch()
+        answers: list[tuple[Call, ScoringReply]] = []
+        written = watch.started
         for call in calls:
-            self._place(call)
+            if not (self._placement.inline and call.is_small and self._pool.try_enter()):
+                self._hand_over(call)
+                continue
+            answers.append((call, self._run_entered(call, watch)))
+            if watch.last - written > WRITE_EVERY_S:
+                _write(answers)
+                written = watch.last
+        _write(answers)
 
     def _place(self, call: Call) -> None:
         if self._placement.inline and call.is_small and self._pool.try_enter():
@@ -182,13 +206,16 @@ class FastScore:
             self._hand_over(call)
 
     def _run_here(self, call: Call) -> None:
-        started = time.perf_counter()
+        call.connection.answer(call, self._run_entered(call, self._placement.watch()))
+
+    def _run_entered(self, call: Call, watch: LoopWatch) -> ScoringReply:
+        """The caller has entered the pool."""
         try:
             reply = self._plane.score(call.request())
         finally:
             self._pool.leave()
-        self._placement.saw(time.perf_counter() - started)
-        call.connection.answer(call, reply)
+        self._placement.saw_in_loop(watch)
+        return reply
 
     def _hand_over(self, call: Call) -> None:
         run = _HandedOver(self._plane, call.request())
@@ -207,7 +234,7 @@ class FastScore:
         if run.timer is not None:
             run.timer.cancel()
         if not run.given_up:
-            self._placement.saw(run.seconds)
+            self._placement.saw_in_thread(run.seconds, run.processor_s)
             call.connection.answer(call, done.result())
 
     def _check_time(self, call: Call, run: _HandedOver, limit_s: float) -> None:
@@ -222,22 +249,30 @@ class FastScore:
         call.connection.answer(call, self._plane.timed_out(run.request))
 
 
+def _write(answers: list[tuple[Call, ScoringReply]]) -> None:
+    for call, reply in answers:
+        call.connection.answer(call, reply)
+    answers.clear()
+
+
 class _HandedOver:
     """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
 
-    __slots__ = ("_plane", "_started", "given_up", "request", "seconds", "timer")
+    __slots__ = ("_plane", "_started", "given_up", "processor_s", "request", "seconds", "timer")
 
     def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
         self._plane = plane
         self._started: float | None = None
         self.request = request
-        self.seconds = 0.0
+        self.seconds = self.processor_s = 0.0
         self.given_up = False
         self.timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> ScoringReply:
         self._started = started = time.monotonic()
+        processor_s = time.thread_time()
         reply = self._plane.score(self.request)
+        self.processor_s = time.thread_time() - processor_s
         self.seconds = time.monotonic() - started
         return reply
 

@@ -15,28 +15,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import struct
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so before the import below
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 import orjson
 
 from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
-from .providers import CPU, RECORD, check_used, nodes_by_provider, sessions_providers, used_providers
+from .onnx_sessions import OnnxSessions
+from .providers import CPU, check_used, nodes_by_provider, sessions_providers, used_providers
 from .schema import Signature
 from .tensors import DTYPES, UNNAMED, Tensor, check_shared_dimensions, from_octets, from_value
 
-ort.disable_telemetry_events()
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -44,28 +41,14 @@ ANY_INPUT = "data"
 _JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
 
 
-# A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
-_LONG_S = 1e-3
-# Two sessions hold the weights twice; a larger model has one, with all processors, and runs one at a time.
-_MOST_TWICE_BYTES = 64 * 1024 * 1024
-
-
 class OnnxModel:
-    """`run` may be called from several threads.
+    """A model file and its sessions; `run` may be called from several threads."""
 
-    A long run has all processors while it is alone, and one processor while others run beside it: threads inside a
-    run and runs beside each other are worth about the same, and together they fight (benchmarks/serving, cnn). So a
-    model with long runs has two sessions, and `parallel_runs` says how many runs at once are worth it.
-    """
-
-    def __init__(self, session: ort.InferenceSession, count_non_finite: Callable[[int], None]) -> None:
-        self._session = session
+    def __init__(self, sessions: OnnxSessions, count_non_finite: Callable[[int], None]) -> None:
+        self._sessions = sessions
+        session = sessions.first
         self.nodes_by_provider = nodes_by_provider(session)
         self.providers = used_providers(session, self.nodes_by_provider)
-        self._lone: ort.InferenceSession | None = None
-        self._running = 0
-        self._lock = threading.Lock()
-        self.parallel_runs = 1
         self.calibration = Calibration(None)
         self._count_non_finite = count_non_finite
         self.inputs = {node.name: _tensor(node) for node in session.get_inputs()}
@@ -102,21 +85,17 @@ class OnnxModel:
         if not file.is_file():
             raise ModelError(f"the model file does not exist: {file}")
         asked = [*(name for name in required if name not in providers), *providers]
-        model = cls(_session(file, 1, sessions_providers(asked)), count_non_finite)
-        check_used(model._session, model.providers, asked, required)
+        model = cls(OnnxSessions(file, sessions_providers(asked)), count_non_finite)
+        check_used(model._sessions.first, model.providers, asked, required)
         model.calibration = calibrate(model)
-        run_s = model.calibration.run_s
-        if model.providers == (CPU,) and threads > 1 and (run_s is None or run_s > _LONG_S):
-            model._use_processors(file, threads, shared=run_s is not None)
+        if model.providers == (CPU,):
+            model._sessions.use_processors(threads, model.calibration.run_s)
         return model
 
-    def _use_processors(self, file: Path, threads: int, *, shared: bool) -> None:
-        whole = _session(file, threads, sessions_providers(()))
-        if shared and file.stat().st_size <= _MOST_TWICE_BYTES:
-            self._lone = whole
-            self.parallel_runs = threads
-        else:
-            self._session = whole
+    @property
+    def parallel_runs(self) -> int:
+        """How many runs at once are worth it."""
+        return self._sessions.parallel_runs
 
     def parse(self, request: ScoringRequest) -> dict[str, np.ndarray]:
         if request.content_type in (JSON, ""):
@@ -130,22 +109,7 @@ class OnnxModel:
         raise ContentTypeError(f"expected content type {expected}, found '{request.content_type}'")
 
     def run(self, arguments: dict[str, np.ndarray]) -> list[Any]:
-        try:
-            if self._lone is None:
-                return list(self._session.run(self._outputs, arguments))
-            return self._run_beside_others(self._lone, arguments)
-        except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
-            raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
-
-    def _run_beside_others(self, lone: ort.InferenceSession, arguments: dict[str, np.ndarray]) -> list[Any]:
-        with self._lock:
-            self._running += 1
-            session = lone if self._running == 1 else self._session
-        try:
-            return list(session.run(self._outputs, arguments))
-        finally:
-            with self._lock:
-                self._running -= 1
+        return self._sessions.run(self._outputs, arguments)
 
     def render(self, result: list[Any]) -> bytes:
         counter = _NonFinite()
@@ -336,25 +300,6 @@ def _is_plain(value: Any) -> bool:
     return kind in "iub" or (kind == "f" and value.dtype.itemsize > 2 and bool(np.isfinite(value).all()))
 
 
-def _session(file: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(str(file), _options(threads), providers=list(providers))
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
-
-
-def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads take a shared edge device's processors between requests (facts/serving.md §2, cnn table).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*RECORD)
-    # Fatal alone: what fails a run comes as an exception, and its own line would let callers fill the log.
-    options.log_severity_level = 4
-    return options
-
-
 def _tensor(node: ort.NodeArg) -> Tensor:
     dtype = DTYPES.get(node.type)
     if dtype is None:
@@ -454,8 +399,3 @@ def _tensor_schema(dtype: np.dtype, shape: Sequence[Any], description: str) -> d
         if isinstance(size, int):
             schema |= {"minItems": size, "maxItems": size}
     return {"description": description, **schema}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -9,12 +9,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads, so before the import below
 
 import onnxruntime as ort
 
 from .errors import ProviderError, SettingsError
+
+ort.disable_telemetry_events()
 
 log = logging.getLogger("scoring_runtime")
 

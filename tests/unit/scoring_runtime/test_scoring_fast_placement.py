@@ -13,43 +13,152 @@ import scoring_models as models
 from onnx import helper
 from scoring_models import FLOAT, tensor
 
-from scoring_runtime.calibration import DEMOTE_S, INLINE_S, PROMOTE_AFTER, Placement, calibrate
+from scoring_runtime.calibration import (
+    DEMOTE_S,
+    INLINE_S,
+    PROMOTE_AFTER,
+    PROVEN_AFTER,
+    SLOW_S,
+    LoopWatch,
+    Placement,
+    calibrate,
+)
 from scoring_runtime.head_memo import MAX_HEADS, HeadMemo
 from scoring_runtime.onnx_model import OnnxModel
+from scoring_runtime.onnx_sessions import LoneRuns
 from scoring_runtime.turn_batch import score_together
 from scoring_runtime.workers import WorkerPool
 
-SHORT_S, SLOW_S = INLINE_S / 2, DEMOTE_S * 2
+SHORT_S, LONG_S = INLINE_S / 2, INLINE_S * 2
 
 
 def load(file: Path) -> OnnxModel:
     return OnnxModel.load(file, threads=1, count_non_finite=lambda values: None)
 
 
-def test_a_script_is_promoted_after_enough_short_calls_and_demoted_at_the_first_slow_one() -> None:
+class Lap:
+    """A call in the event loop as a `LoopWatch` tells it: how long it took, and how much of that was its own."""
+
+    started = last = 0.0
+
+    def __init__(self, seconds: float, own_s: float | None = None) -> None:
+        self._seconds, self._own_s = seconds, seconds if own_s is None else own_s
+
+    def lap(self) -> float:
+        return self._seconds
+
+    def own_part(self, seconds: float) -> float:
+        return self._own_s
+
+
+def promoted() -> Placement:
     placement = Placement()
     for _ in range(PROMOTE_AFTER):
         assert not placement.inline
-        placement.saw(SHORT_S)
+        placement.saw_in_thread(SHORT_S, SHORT_S)
     assert placement.inline
-    placement.saw(SLOW_S)
+    return placement
+
+
+def test_a_script_of_short_calls_is_promoted_and_demoted_at_the_first_that_holds_up_the_loop() -> None:
+    placement = promoted()
+    placement.saw_in_loop(Lap(DEMOTE_S * 1.1))
     assert not placement.inline
 
 
-def test_after_a_demotion_it_must_be_short_twice_as_long() -> None:
-    placement = Placement()
-    for seconds in [SHORT_S] * PROMOTE_AFTER + [SLOW_S] + [SHORT_S] * (2 * PROMOTE_AFTER - 1):
-        placement.saw(seconds)
-    assert not placement.inline
-    placement.saw(SHORT_S)
+def test_after_a_demotion_it_must_be_short_for_twice_as_many_calls() -> None:
+    placement = promoted()
+    placement.saw_in_loop(Lap(DEMOTE_S * 1.1))
+    for _ in range(2 * PROMOTE_AFTER):
+        assert not placement.inline
+        placement.saw_in_thread(SHORT_S, SHORT_S)
     assert placement.inline
 
 
-def test_one_call_that_is_not_short_starts_the_count_again() -> None:
+def test_slow_calls_add_up_to_a_demotion() -> None:
+    placement = promoted()
+    calls = 0
+    while placement.inline:
+        placement.saw_in_loop(Lap(2 * SLOW_S))
+        calls += 1
+    assert (calls - 1) * 2 * SLOW_S <= DEMOTE_S < calls * 2 * SLOW_S
+
+
+def test_slow_calls_far_apart_are_forgotten() -> None:
+    placement = promoted()
+    for _ in range(20):
+        placement.saw_in_loop(Lap(2 * SLOW_S))
+        for _ in range(PROVEN_AFTER):
+            placement.saw_in_loop(Lap(SHORT_S))
+    assert placement.inline
+
+
+def test_time_that_others_took_is_not_the_scripts_fault() -> None:
+    placement = promoted()
+    for _ in range(100):
+        placement.saw_in_loop(Lap(DEMOTE_S, own_s=SHORT_S))
+    assert placement.inline
+
+
+@pytest.mark.parametrize(
+    ("long_processor", "long_wait", "inline"),
+    [
+        (0, 0, True),
+        (2, 2, True),
+        (3, 3, False),
+        (0, PROMOTE_AFTER // 2, True),
+        (0, PROMOTE_AFTER // 2 + 1, False),
+    ],
+    ids=["short", "some long", "more long", "waits for the others", "waits by itself"],
+)
+def test_what_is_promoted(long_processor: int, long_wait: int, inline: bool) -> None:
     placement = Placement()
-    for seconds in [SHORT_S] * (PROMOTE_AFTER - 1) + [INLINE_S * 2] + [SHORT_S] * (PROMOTE_AFTER - 1):
-        placement.saw(seconds)
-    assert not placement.inline
+    for number in range(PROMOTE_AFTER):
+        wall_s = LONG_S if number < long_wait else SHORT_S
+        placement.saw_in_thread(wall_s, LONG_S if number < long_processor else SHORT_S)
+    assert placement.inline is inline
+
+
+def test_computing_and_sleeping_are_a_calls_own() -> None:
+    watch = LoopWatch(counts=True)
+    time.sleep(0.02)
+    slept_s = watch.lap()
+    assert watch.own_part(slept_s) == slept_s >= 0.02
+    watch = LoopWatch(counts=True)
+    end = time.thread_time() + 0.02
+    while time.thread_time() < end:
+        pass
+    assert watch.own_part(watch.lap()) > 0.01
+
+
+def judged(runs: LoneRuns, seconds: float) -> int:
+    """How many lone runs have one processor after a judgement over runs of `seconds`."""
+    while runs.gain():
+        runs.saw(seconds)
+    paused = 1
+    while not runs.gain():
+        paused += 1
+    return paused
+
+
+def test_lone_runs_keep_all_processors_while_they_gain() -> None:
+    runs = LoneRuns(single_s=0.010)
+    for _ in range(100):
+        assert runs.gain()
+        runs.saw(0.007)
+
+
+def test_lone_runs_that_gain_nothing_have_one_processor_for_twice_as_long_each_time() -> None:
+    runs = LoneRuns(single_s=0.010)
+    assert [judged(runs, 0.040) for _ in range(9)] == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
+
+
+def test_a_gain_in_between_makes_the_next_pause_short_again() -> None:
+    runs = LoneRuns(single_s=0.010)
+    judged(runs, 0.040), judged(runs, 0.040)
+    for _ in range(4):
+        runs.saw(0.005)
+    assert judged(runs, 0.040) == 16
 
 
 def test_a_graph_that_computes_across_its_rows_is_never_joined(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Which of a model's onnxruntime sessions a run gets.
+
+Threads inside one run and runs beside each other are worth about the same, and together they fight
+(benchmarks/serving, cnn). So a model with long runs has two sessions:
+
+| at this moment | session |
+| --- | --- |
+| no other run, the processors free | all processors in one run; its threads wait spinning, but only while it runs |
+| no other run, but other programs take the processors | one processor: spinning threads would lose twice as much |
+| other runs beside it | one processor each |
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from .errors import BadInputError, ModelError
+from .providers import RECORD
+
+# A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
+LONG_S = 1e-3
+# Two sessions hold the weights twice; a larger model has one, with all processors, and runs one at a time.
+_MOST_TWICE_BYTES = 64 * 1024 * 1024
+
+# So many lone runs are judged together; with all processors they must take less than this part of what one takes.
+_JUDGED = 4
+_GAIN = 0.9
+# After a bad judgement so many lone runs have one processor; each time twice as many, while it stays bad.
+_FIRST_PAUSE = 16
+_LONGEST_PAUSE = 1024
+
+
+class LoneRuns:
+    """Whether lone runs gain from all processors; told how long each of those took."""
+
+    def __init__(self, single_s: float) -> None:
+        self._limit_s = _JUDGED * _GAIN * single_s
+        self._judged = 0
+        self._total_s = 0.0
+        self._pause = 0
+        self._next_pause = _FIRST_PAUSE
+
+    def gain(self) -> bool:
+        """Asked once for each lone run."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return True
+
+    def saw(self, seconds: float) -> None:
+        self._judged += 1
+        self._total_s += seconds
+        if self._judged < _JUDGED:
+            return
+        if self._total_s > self._limit_s:
+            self._pause = self._next_pause
+            self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        else:
+            self._next_pause = _FIRST_PAUSE
+        self._judged, self._total_s = 0, 0.0
+
+
+class OnnxSessions:
+    """`run` may be called from several threads.
+
+    Attributes:
+        first: the session that tells inputs and outputs.
+        parallel_runs: how many runs at once are worth it.
+    """
+
+    def __init__(self, file: Path, providers: Sequence[str]) -> None:
+        """Open the file for one processor and onnxruntime's `providers`, the preferred one first.
+
+        Raises:
+            ModelError: onnxruntime cannot.
+        """
+        self.first = _session(file, 1, providers)
+        self.parallel_runs = 1
+        self._file = file
+        self._providers = providers
+        self._whole: ort.InferenceSession | None = None
+        self._lone_runs = LoneRuns(0.0)
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def use_processors(self, threads: int, run_s: float | None) -> None:
+        """Take `threads` processors for a model whose run takes `run_s` with one, None when nobody knows."""
+        if threads == 1 or (run_s is not None and run_s <= LONG_S):
+            return
+        if run_s is None or self._file.stat().st_size > _MOST_TWICE_BYTES:
+            self.first = _session(self._file, threads, self._providers)
+            return
+        self._whole = _session(self._file, threads, self._providers, spinning=True)
+        self._lone_runs = LoneRuns(run_s)
+        self.parallel_runs = threads
+
+    def run(self, outputs: Sequence[str], arguments: Mapping[str, Any]) -> list[Any]:
+        """Every output, in order.
+
+        Raises:
+            BadInputError: the model refuses the arguments.
+        """
+        try:
+            if self._whole is None:
+                return list(self.first.run(outputs, arguments))
+            return self._run_beside_others(self._whole, outputs, arguments)
+        except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
+
+    def _run_beside_others(
+        self, whole: ort.InferenceSession, outputs: Sequence[str], arguments: Mapping[str, Any]
+    ) -> list[Any]:
+        with self._lock:
+            self._running += 1
+            is_lone = self._running == 1 and self._lone_runs.gain()
+        try:
+            if not is_lone:
+                return list(self.first.run(outputs, arguments))
+            return self._run_alone(whole, outputs, arguments)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _run_alone(
+        self, whole: ort.InferenceSession, outputs: Sequence[str], arguments: Mapping[str, Any]
+    ) -> list[Any]:
+        started = time.perf_counter()
+        result = list(whole.run(outputs, arguments))
+        seconds = time.perf_counter() - started
+        with self._lock:
+            if self._running == 1:  # else it had company for a part of its time
+                self._lone_runs.saw(seconds)
+        return result
+
+
+def _session(
+    file: Path, threads: int, providers: Sequence[str], *, spinning: bool = False
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Never between runs: spinning threads would take a shared edge device's processors while nobody asks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(*RECORD)
+    # Fatal alone: what fails a run comes as an exception, and its own line would let callers fill the log.
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(str(file), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
