@@ -8,9 +8,13 @@ ContainerError
 ├── DigestMismatchError       bytes are not those the digest names
 ├── DiskFullError             no room left, before or while writing
 └── RegistryError             the registry answered something of no use, status in `status`
-    ├── RegistryAuthError         401 or 403
+    ├── RegistryAuthError         401: credentials missing or wrong
+    │   └── RegistryForbiddenError    403: known, and not permitted this
     ├── RegistryNotFoundError     404
-    └── RegistryUnavailableError  no answer, 408, 429 or 5xx; temporary unless it says otherwise
+    ├── RegistryTooLargeError     413: it, or a proxy before it, takes no body of this size
+    ├── RegistryFullError         its disk or quota is used up
+    └── RegistryUnavailableError  no answer, 408 or 5xx; temporary unless it says otherwise
+        └── RegistryBusyError         429: asked too often, `retry_after_s` says for how long
 """
 
 from __future__ import annotations
@@ -25,8 +29,12 @@ __all__ = [
     "ImageFormatError",
     "PlatformNotFoundError",
     "RegistryAuthError",
+    "RegistryBusyError",
     "RegistryError",
+    "RegistryForbiddenError",
+    "RegistryFullError",
     "RegistryNotFoundError",
+    "RegistryTooLargeError",
     "RegistryUnavailableError",
     "UnsafeLayerError",
 ]
@@ -114,10 +122,28 @@ class RegistryAuthError(RegistryError):
     code = "registry-auth"
 
 
+class RegistryForbiddenError(RegistryAuthError):
+    """The user is known and not permitted this."""
+
+    code = "registry-forbidden"
+
+
 class RegistryNotFoundError(RegistryError):
     """The registry has no such repository, manifest or blob."""
 
     code = "registry-not-found"
+
+
+class RegistryTooLargeError(RegistryError):
+    """A body larger than the registry, or a proxy before it, takes."""
+
+    code = "registry-too-large"
+
+
+class RegistryFullError(RegistryError):
+    """The registry's disk or quota is used up: nothing is gained by trying again before someone makes room."""
+
+    code = "registry-full"
 
 
 class RegistryUnavailableError(RegistryError):
@@ -125,3 +151,9 @@ class RegistryUnavailableError(RegistryError):
 
     code = "registry-unavailable"
     temporary = True
+
+
+class RegistryBusyError(RegistryUnavailableError):
+    """Asked too often for now."""
+
+    code = "registry-busy"

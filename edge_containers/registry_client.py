@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
-from urllib.parse import urlencode, urljoin
+from typing import Self, TypeVar
 
 import urllib3
 
@@ -49,13 +49,19 @@ from .image_model import (
     read_config,
     select_platform,
 )
-from .registry_transport import BasicCredentials, Body, Call, RegistryTransport, discard
+from .parallel import check, in_parallel
+from .registry_answers import discard
+from .registry_transport import MAX_PAUSE_S, BasicCredentials, Body, Call, RegistryTransport
+from .registry_upload import BlobUpload, NoUploadLog, UploadLog, UploadOptions, no_source, repository_scopes
 from .store import BlobWriter, ContentStore
 
 __all__ = ["BasicCredentials", "Progress", "PulledImage", "PushResult", "RegistryClient"]
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, some times a megabyte; done may step back when a download starts anew."""
+
+MountSource = Callable[[Descriptor], str | None]
+"""The repository of the same registry that may have a blob, or None."""
 
 _DEFAULT_REGISTRY = "docker.io"
 
@@ -97,6 +103,9 @@ class RegistryClient:
         ca_file: Path | None = None,
         timeout_s: float = 30,
         tls: bool | None = None,
+        parallel: int = 1,
+        max_pause_s: float = MAX_PAUSE_S,
+        upload_log: UploadLog | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -107,16 +116,22 @@ class RegistryClient:
             ca_file: authorities trusted beside the system's.
             timeout_s: longest silence of the registry, not the whole transfer's time.
             tls: by default TLS everywhere but on loopback; True asks for it there too.
+            parallel: blobs of one image that travel at a time.
+            max_pause_s: longest Retry-After that is waited out.
+            upload_log: where unfinished uploads are noted for the next process.
             sleep: waits between tries.
             jitter: a number from 0 up to 1 for each wait.
         """
         self.registry = registry
+        self._parallel = parallel
+        self._upload_log = upload_log or NoUploadLog()
         self._transport = RegistryTransport(
             registry,
             credentials=credentials,
             ca_file=ca_file,
             timeout_s=timeout_s,
             tls=tls,
+            max_pause_s=max_pause_s,
             sleep=sleep,
             jitter=jitter,
         )
@@ -166,18 +181,7 @@ class RegistryClient:
             DiskFullError: no room; nothing is kept.
             RegistryUnavailableError: four tries failed; what came is kept, and continued next time.
         """
-        if store.is_whole(descriptor):
-            return 0
-        source = f"blob in repository '{repository}' of registry {self.registry}"
-        download = _Download(descriptor, source, progress)
-        with store.resumable(descriptor.digest, descriptor.size, source) as part:
-            resumed = part.size > 0
-            self._retrying(lambda: self._fetch(repository, download, part))
-            if resumed and part.digest != descriptor.digest:
-                # The part may have been damaged on disk since: only bytes of one go accuse the registry.
-                part.restart()
-                self._retrying(lambda: self._fetch(repository, download, part))
-        return download.received_bytes
+        return self._pull_blob(repository, descriptor, store, progress, threading.Event())
 
     def push_blob(
         self,
@@ -193,7 +197,8 @@ class RegistryClient:
         Returns:
             Bytes sent; 0 when it was there.
         """
-        return self._retrying(lambda: self._push_blob(repository, descriptor, store, progress, mount_from))
+        options = self._upload_options(mount_from, None, threading.Event())
+        return self._push_blob(repository, descriptor, store, options, progress)
 
     def push_manifest(
         self, repository: str, reference: str | ImageDigest, data: bytes, media_type: str
@@ -213,17 +218,28 @@ class RegistryClient:
         tag: str | None = None,
         progress: Progress | None = None,
         *,
-        mount_from: str | None = None,
+        mount_from: str | MountSource | None = None,
+        fetch: Callable[[Descriptor], object] | None = None,
     ) -> PushResult:
         """Push an index with all its platforms, or a single manifest; each blob once, whoever shares it.
+
+        Args:
+            mount_from: repository of the same registry to take blobs over from, or what tells it for each blob.
+            fetch: brings a blob into the store that neither the store nor the registry has; without it every blob must
+                be in the store.
 
         Raises:
             BlobNotFoundError: a part of the image is not in the store; nothing was sent.
         """
-        documents, blobs = _contents(store, image)
+        documents, blobs = _contents(store, image, whole=fetch is None)
         tally = _Tally(sum(blob.size for blob in blobs), progress)
-        for blob in blobs:
-            tally.add(blob, self.push_blob(repository, blob, store, tally.step, mount_from=mount_from))
+        options = self._upload_options(mount_from, fetch, threading.Event())
+
+        def push(blob: Descriptor) -> None:
+            sent = self._push_blob(repository, blob, store, options, tally.of(blob))
+            tally.add(blob, sent)
+
+        in_parallel(push, blobs, self._parallel, options.stop)
         document_bytes = 0
         for document in documents:
             data = store.read_bytes(document.digest)
@@ -284,9 +300,34 @@ class RegistryClient:
         missing = [blob for blob in dict.fromkeys(manifest.blobs) if not store.is_whole(blob)]
         store.require_space(sum(max(blob.size - store.pending_bytes(blob.digest), 0) for blob in missing))
         tally = _Tally(sum(blob.size for blob in missing), progress)
-        for blob in missing:
-            tally.add(blob, self.pull_blob(repository, blob, store, tally.step))
+        stop = threading.Event()
+
+        def pull(blob: Descriptor) -> None:
+            tally.add(blob, self._pull_blob(repository, blob, store, tally.of(blob), stop))
+
+        in_parallel(pull, missing, self._parallel, stop)
         return tally.moved_bytes
+
+    def _pull_blob(
+        self,
+        repository: str,
+        descriptor: Descriptor,
+        store: ContentStore,
+        progress: Progress | None,
+        stop: threading.Event,
+    ) -> int:
+        if store.is_whole(descriptor):
+            return 0
+        source = f"blob in repository '{repository}' of registry {self.registry}"
+        download = _Download(descriptor, source, progress, stop)
+        with store.resumable(descriptor.digest, descriptor.size, source) as part:
+            resumed = part.size > 0
+            self._retrying(lambda: self._fetch(repository, download, part))
+            if resumed and part.digest != descriptor.digest:
+                # The part may have been damaged on disk since: only bytes of one go accuse the registry.
+                part.restart()
+                self._retrying(lambda: self._fetch(repository, download, part))
+        return download.received_bytes
 
     def _head_blob(self, repository: str, digest: ImageDigest, actions: str) -> int | None:
         response = self._send("HEAD", repository, f"blobs/{digest}", actions, {200, 404})
@@ -355,63 +396,29 @@ class RegistryClient:
                 RegistryUnavailableError, "sent another range than was asked for", repository
             )
 
+    def _upload_options(
+        self,
+        mount_from: str | MountSource | None,
+        fetch: Callable[[Descriptor], object] | None,
+        stop: threading.Event,
+    ) -> UploadOptions:
+        if isinstance(mount_from, str):
+            source: MountSource = _always(mount_from)
+        else:
+            source = mount_from or no_source
+        return UploadOptions(source, fetch, self._upload_log, stop)
+
     def _push_blob(
         self,
         repository: str,
-        descriptor: Descriptor,
+        blob: Descriptor,
         store: ContentStore,
+        options: UploadOptions,
         progress: Progress | None,
-        mount_from: str | None,
     ) -> int:
-        if self._head_blob(repository, descriptor.digest, "pull,push") is not None:
-            return 0
-        mount = {"mount": str(descriptor.digest), "from": mount_from} if mount_from is not None else {}
-        tail = f"blobs/uploads/?{urlencode(mount)}" if mount else "blobs/uploads/"
-        response = self._send(
-            "POST",
-            repository,
-            tail,
-            "pull,push",
-            {201, 202},
-            headers={"Content-Length": "0"},
-            mount_from=mount_from,
-        )
-        discard(response)
-        if response.status == 201:
-            return 0
-        self._upload(repository, descriptor, store, progress, self._upload_url(response, repository))
-        return descriptor.size
-
-    def _upload_url(self, response: urllib3.BaseHTTPResponse, repository: str) -> str:
-        """Where to send: `Location` may be relative, and may already carry a query."""
-        location = response.headers.get("Location")
-        if location is None:
-            raise self._transport.error(RegistryError, "does not say where to upload", repository)
-        return urljoin(self._transport.url(repository, "blobs/uploads/"), location)
-
-    def _upload(
-        self,
-        repository: str,
-        descriptor: Descriptor,
-        store: ContentStore,
-        progress: Progress | None,
-        url: str,
-    ) -> None:
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
-        url = f"{url}{'&' if '?' in url else '?'}{urlencode({'digest': str(descriptor.digest)})}"
-        with store.open(descriptor.digest) as file:
-            response = self._transport.send(
-                Call(
-                    "PUT",
-                    url,
-                    repository,
-                    _scopes(repository, "pull,push"),
-                    frozenset({201}),
-                    headers,
-                    lambda: _Upload(file, descriptor.size, progress),
-                )
-            )
-            discard(response)
+        upload = BlobUpload(self._transport, repository, blob, store, options=options, progress=progress)
+        self._retrying(upload.attempt)
+        return upload.sent_bytes
 
     def _push_manifest(
         self, repository: str, reference: str | ImageDigest, data: bytes, media_type: str
@@ -444,9 +451,8 @@ class RegistryClient:
         *,
         headers: dict[str, str] | None = None,
         body: Body | None = None,
-        mount_from: str | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        scopes = _scopes(repository, actions, mount_from)
+        scopes = repository_scopes(repository, actions)
         url = self._transport.url(repository, tail)
         return self._transport.send(
             Call(method, url, repository, scopes, frozenset(expected), headers or {}, body)
@@ -459,13 +465,17 @@ class RegistryClient:
 class _Download:
     """A blob on its way in: bounds, counts and reports."""
 
-    def __init__(self, descriptor: Descriptor, source: str, progress: Progress | None) -> None:
+    def __init__(
+        self, descriptor: Descriptor, source: str, progress: Progress | None, stop: threading.Event
+    ) -> None:
         self.descriptor = descriptor
+        self._stop = stop
         self._source = source
         self.received_bytes = 0
         self._progress = progress
 
     def take(self, part: BlobWriter, chunk: bytes) -> None:
+        check(self._stop)
         size = self.descriptor.size
         if part.size + len(chunk) > size:
             raise DigestMismatchError(
@@ -479,55 +489,42 @@ class _Download:
             self._progress(part.size, size)
 
 
-class _Upload:
-    """A blob on its way out, from its first byte; `read` is what urllib3 asks of a body."""
-
-    def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
-        file.seek(0)
-        self._file = file
-        self._size = size
-        self._sent_bytes = 0
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._sent_bytes += len(data)
-        if data and self._progress is not None:
-            self._progress(self._sent_bytes, self._size)
-        return data
-
-
 class _Tally:
-    """Progress over several blobs, of which some turn out to need no transfer."""
+    """Progress over several blobs at a time, of which some turn out to need no transfer."""
 
     def __init__(self, total_bytes: int, progress: Progress | None) -> None:
         self.moved_bytes = 0
         self.moved_blobs = 0
-        self._done_bytes = 0
+        self._done: dict[ImageDigest, int] = {}
         self._total_bytes = total_bytes
         self._progress = progress
+        self._lock = threading.Lock()
 
-    def step(self, blob_bytes: int, _blob_total_bytes: int) -> None:
-        self._report(self._done_bytes + blob_bytes)
+    def of(self, blob: Descriptor) -> Progress:
+        """Progress of one of them."""
+        return lambda done_bytes, _total_bytes: self._report(blob, done_bytes)
 
     def add(self, blob: Descriptor, moved_bytes: int) -> None:
         """Count a finished blob."""
-        self._done_bytes += blob.size
-        self.moved_bytes += moved_bytes
-        self.moved_blobs += moved_bytes > 0
-        self._report(self._done_bytes)
+        with self._lock:
+            self.moved_bytes += moved_bytes
+            self.moved_blobs += moved_bytes > 0
+        self._report(blob, blob.size)
 
-    def _report(self, done_bytes: int) -> None:
-        if self._progress is not None:
-            self._progress(done_bytes, self._total_bytes)
-
-
-def _scopes(repository: str, actions: str, mount_from: str | None = None) -> tuple[str, ...]:
-    own = f"repository:{repository}:{actions}"
-    return (own,) if mount_from is None else (own, f"repository:{mount_from}:pull")
+    def _report(self, blob: Descriptor, done_bytes: int) -> None:
+        with self._lock:
+            self._done[blob.digest] = done_bytes
+            if self._progress is not None:
+                self._progress(sum(self._done.values()), self._total_bytes)
 
 
-def _contents(store: ContentStore, image: Descriptor) -> tuple[list[Descriptor], list[Descriptor]]:
+def _always(repository: str) -> MountSource:
+    return lambda _blob: repository
+
+
+def _contents(
+    store: ContentStore, image: Descriptor, *, whole: bool
+) -> tuple[list[Descriptor], list[Descriptor]]:
     """Documents in the order to push them, and the blobs they need, each once."""
     manifests = [image]
     if image.media_type in INDEX_TYPES:
@@ -539,7 +536,7 @@ def _contents(store: ContentStore, image: Descriptor) -> tuple[list[Descriptor],
         for blob in ImageManifest.from_bytes(store.read_bytes(manifest.digest), where).blobs:
             blobs.setdefault(blob.digest, blob)
     for digest in blobs:
-        if not store.has(digest):
+        if whole and not store.has(digest):
             raise BlobNotFoundError(
                 f"blob {digest} of image {image.digest} is not in the content store {store.root}"
             )

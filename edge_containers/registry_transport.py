@@ -7,7 +7,8 @@ Rules:
 - A 401 is answered once, by Basic or by a token from the realm that the challenge names (distribution-spec; Docker's
   "Token Authentication"); a second 401 is final, since a token may simply carry fewer rights than were asked for.
 - Temporary failures (no connection, cut short, 408, 429, 5xx) are tried four times in all, with growing random pauses of
-  at most 10 s; a shorter Retry-After is waited out instead.
+  at most 10 s; a Retry-After is waited out instead, up to a limit (10 s on a device, a minute for a publisher).
+- Threads that are refused together get one new token between them.
 - No message holds a password, a token or a URL's query.
 """
 
@@ -19,6 +20,7 @@ import json
 import random
 import re
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,13 +35,8 @@ from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
 
 from edge_contracts.redact import Secret, redact_text
 
-from .errors import (
-    ContainerError,
-    RegistryAuthError,
-    RegistryError,
-    RegistryNotFoundError,
-    RegistryUnavailableError,
-)
+from .errors import ContainerError, RegistryAuthError, RegistryError, RegistryUnavailableError
+from .registry_answers import SUBJECTS, Answer, AskedFor, discard, refusal
 
 MAX_TRIES = 4
 MAX_PAUSE_S = 10.0
@@ -47,28 +44,13 @@ _FIRST_PAUSE_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+_REDIRECTS_WITH_BODY = frozenset({307, 308})
 _MAX_TOKEN_BYTES = 1 << 20
-_MAX_ERROR_BYTES = 8 << 10
+CONNECTIONS = 8
 _CHUNK_BYTES = 64 << 10
 # "docker.io" is a name for people: its API is on this host, and its one-part names are in `library/`.
 _DOCKER_HUB = ("docker.io", "registry-1.docker.io")
-_CREDENTIALS_COMMAND = "edgewright registry credentials"
 _START_COMMAND = "edgewright hub start"
-
-_ERRORS: Mapping[int, type[RegistryError]] = {
-    401: RegistryAuthError,
-    403: RegistryAuthError,
-    404: RegistryNotFoundError,
-    **dict.fromkeys(_TEMPORARY, RegistryUnavailableError),
-}
-
-_SUBJECTS = {"manifests": "manifest", "blobs": "blob"}
-_REFUSALS: Mapping[type[RegistryError], str] = {
-    RegistryNotFoundError: "has no {subject} in repository '{repository}'",
-    RegistryUnavailableError: "is not ready to answer for {subject} in repository '{repository}'",
-    RegistryError: "refused {method} of {subject} in repository '{repository}'",
-}
 
 Body = Callable[[], Any]
 """Gives the request's body anew for each sending: bytes, or an object with `read(size)`."""
@@ -105,7 +87,7 @@ class Call:
     def subject(self) -> str:
         """What the request is about, for messages."""
         kind, name = urlsplit(self.url).path.rstrip("/").split("/")[-2:]
-        return f"{_SUBJECTS.get(kind, 'upload')} {name}"
+        return f"{SUBJECTS.get(kind, 'upload')} {name}"
 
 
 class RegistryTransport:
@@ -119,6 +101,7 @@ class RegistryTransport:
         ca_file: Path | None,
         timeout_s: float,
         tls: bool | None,
+        max_pause_s: float = MAX_PAUSE_S,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -132,11 +115,13 @@ class RegistryTransport:
         self._credentials = credentials
         self._ca_file = ca_file
         self._timeout_s = timeout_s
+        self._max_pause_s = max_pause_s
         self._sleep = sleep
         self._jitter = jitter
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._authorizations: dict[tuple[str, ...], Secret] = {}
         self._basic: Secret | None = None
+        self._renewing = threading.Lock()
 
     def close(self) -> None:
         for pool in self._pools.values():
@@ -153,12 +138,10 @@ class RegistryTransport:
         Raises:
             RegistryError: of the kind the failure is.
         """
-        response = self._follow(call)
+        used = self._authorization(call)
+        response = self._follow(call, used)
         if response.status == HTTPStatus.UNAUTHORIZED:
-            challenge = response.headers.get("WWW-Authenticate", "")
-            answer = _answer(response)
-            self._authenticate(call, challenge, answer)
-            response = self._follow(call)
+            response = self._follow(call, self._authenticate(call, used, response))
         if response.status not in call.expected:
             raise self._refusal(call, response)
         return response
@@ -202,28 +185,35 @@ class RegistryTransport:
 
     def _pause_s(self, tried: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
-            return min(retry_after_s, MAX_PAUSE_S)
+            # Never earlier than asked; later by up to a tenth, so that a fleet does not come back as one.
+            return min(retry_after_s, self._max_pause_s) * (1 + self._jitter() / 10)
         longest_s = min(_FIRST_PAUSE_S * 4.0 ** (tried - 1), MAX_PAUSE_S)
         return longest_s * (0.5 + self._jitter() / 2)
 
-    def _follow(self, call: Call) -> urllib3.BaseHTTPResponse:
-        """Send to where the redirects lead; only reading methods are redirected."""
+    @property
+    def _user(self) -> str | None:
+        return self._credentials.username if self._credentials is not None else None
+
+    def _authorization(self, call: Call) -> Secret | None:
+        return self._authorizations.get(call.scopes, self._basic)
+
+    def _follow(self, call: Call, authorization: Secret | None) -> urllib3.BaseHTTPResponse:
+        """Send to where the redirects lead; a body goes along only where the status says that it must (RFC 9110)."""
         url = call.url
+        followed = _REDIRECTS if call.method in ("GET", "HEAD") else _REDIRECTS_WITH_BODY
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._send_once(call, url)
+            response = self._send_once(call, url, authorization)
             location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or location is None or call.method not in ("GET", "HEAD"):
+            if response.status not in followed or location is None:
                 return response
             discard(response)
             url = urljoin(url, location)
         raise self.error(RegistryError, f"redirected more than {_MAX_REDIRECTS} times", call.repository)
 
-    def _send_once(self, call: Call, url: str) -> urllib3.BaseHTTPResponse:
+    def _send_once(self, call: Call, url: str, authorization: Secret | None) -> urllib3.BaseHTTPResponse:
         headers = {"User-Agent": "edgewright", "Accept-Encoding": "identity", **call.headers}
-        if _origin(url) == _origin(self.base_url):
-            authorization = self._authorizations.get(call.scopes, self._basic)
-            if authorization is not None:
-                headers["Authorization"] = authorization.reveal()
+        if authorization is not None and _origin(url) == _origin(self.base_url):
+            headers["Authorization"] = authorization.reveal()
         return self._exchange(call.method, url, headers, call.repository, call.body)
 
     def _exchange(
@@ -259,7 +249,11 @@ class RegistryTransport:
         timeout = urllib3.Timeout(connect=min(_CONNECT_TIMEOUT_S, self._timeout_s), read=self._timeout_s)
         context = self._ssl_context() if scheme == "https" else None
         return urllib3.PoolManager(
-            retries=False, timeout=timeout, blocksize=_CHUNK_BYTES, ssl_context=context
+            retries=False,
+            timeout=timeout,
+            blocksize=_CHUNK_BYTES,
+            maxsize=CONNECTIONS,
+            ssl_context=context,
         )
 
     def _ssl_context(self) -> ssl.SSLContext:
@@ -275,15 +269,21 @@ class RegistryTransport:
                 ) from error
         return context
 
-    def _authenticate(self, call: Call, challenge: str, answer: str) -> None:
-        """Get what the challenge asks for, or fail."""
-        scheme, fields = _parse_challenge(challenge)
-        if scheme == "basic" and self._credentials is not None:
-            self._basic = self._credentials.header
-        elif scheme == "bearer" and "realm" in fields:
-            self._authorizations[call.scopes] = self._token(call, fields)
-        else:
-            raise self._auth_error(call.repository, HTTPStatus.UNAUTHORIZED, answer)
+    def _authenticate(self, call: Call, used: Secret | None, response: urllib3.BaseHTTPResponse) -> Secret:
+        """What to send instead of `used`, which the registry refused; got once, however many threads were refused."""
+        scheme, fields = _parse_challenge(response.headers.get("WWW-Authenticate", ""))
+        refused = self._refusal(call, response)
+        with self._renewing:
+            present = self._authorization(call)
+            if present is not None and present is not used:
+                return present
+            if scheme == "basic" and self._credentials is not None:
+                self._basic = self._credentials.header
+                return self._basic
+            if scheme == "bearer" and "realm" in fields:
+                self._authorizations[call.scopes] = token = self._token(call, fields)
+                return token
+        raise refused
 
     def _token(self, call: Call, challenge: Mapping[str, str]) -> Secret:
         query = [("scope", scope) for scope in _united(call.scopes, challenge.get("scope", ""))]
@@ -311,33 +311,8 @@ class RegistryTransport:
 
     def _refusal(self, call: Call, response: urllib3.BaseHTTPResponse) -> RegistryError:
         """The error an unexpected status stands for."""
-        answer = _answer(response)
-        kind = _ERRORS.get(response.status, RegistryError)
-        if kind is RegistryAuthError:
-            return self._auth_error(call.repository, response.status, answer)
-        text = _REFUSALS[kind].format(subject=call.subject, repository=call.repository, method=call.method)
-        return kind(
-            f"registry {self.registry} {text}: {answer}",
-            registry=self.registry,
-            repository=call.repository,
-            status=response.status,
-            retry_after_s=_retry_after_s(response),
-        )
-
-    def _auth_error(self, repository: str, status: int, answer: str) -> RegistryAuthError:
-        if self._credentials is None:
-            text = "asks for credentials, and none were given,"
-        elif status == HTTPStatus.FORBIDDEN:
-            text = f"does not permit this to user '{self._credentials.username}'"
-        else:
-            text = f"refused the credentials of user '{self._credentials.username}'"
-        return RegistryAuthError(
-            f"registry {self.registry} {text} for repository '{repository}': {answer}",
-            registry=self.registry,
-            repository=repository,
-            status=status,
-            next_command=_CREDENTIALS_COMMAND,
-        )
+        request = AskedFor(self.registry, call.repository, call.method, call.subject, self._user)
+        return refusal(request, Answer.of(response))
 
     def _unreachable(
         self, error: HTTPError, repository: str, url: str | None = None
@@ -373,15 +348,6 @@ class RegistryTransport:
         if isinstance(error, ProtocolError):
             return "connection closed in the middle of an answer"
         return redact_text(str(error))
-
-
-def discard(response: urllib3.BaseHTTPResponse) -> bytes:
-    """Finish with an answer whose body matters little: its start; the connection is kept if that was all."""
-    with response:
-        try:
-            return response.read(_MAX_ERROR_BYTES)
-        except HTTPError:
-            return b""
 
 
 def _host(registry: str) -> tuple[str, bool]:
@@ -425,23 +391,6 @@ def _united(wanted: tuple[str, ...], challenged: str) -> tuple[str, ...]:
     resources = {scope.rpartition(":")[0] for scope in wanted}
     further = (scope for scope in challenged.split() if scope.rpartition(":")[0] not in resources)
     return (*wanted, *further)
-
-
-def _answer(response: urllib3.BaseHTTPResponse) -> str:
-    """Status and the first of the registry's own error entries (distribution-spec, "Error Codes"), shortened."""
-    data = discard(response)
-    status = f"{response.status} {response.reason or ''}".strip()
-    try:
-        first = json.loads(data)["errors"][0]
-        detail = ": ".join(str(first[name]) for name in ("code", "message") if first.get(name))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        detail = ""
-    return f"{status} {redact_text(detail)[:300]}".strip()
-
-
-def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -381,7 +381,7 @@ def test_temporary_answers_are_tried_four_times(
     assert len(double.requests) == 4
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 501, 507])
 def test_final_answers_are_not_tried_again(
     double: RegistryDouble, faulty: RegistryClient, status: int
 ) -> None:
@@ -397,7 +397,7 @@ def test_retry_after_is_obeyed_up_to_ten_seconds(
     image = put_image(source, LAYERS)
     double.faults.statuses = [(429, {"Retry-After": "3"}), (503, {"Retry-After": "600"})]
     faulty.push_image(source, image, "digits")
-    assert pauses == [3.0, 10.0]
+    assert 3.0 <= pauses[0] <= 3.3 and 10.0 <= pauses[1] <= 11.0
 
 
 def test_flipped_bit_is_refused_and_nothing_kept(
