@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import SettingsError
 from .schema import Service
+from .seat import MAX_WORKERS
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 5001  # Azure ML's server
@@ -18,6 +19,7 @@ DEFAULT_BODY_LIMIT_BYTES = (
     100 * 1024 * 1024
 )  # the payload limit of Azure ML's front end (facts/azureml.md §3)
 DEFAULT_SCORING_TIMEOUT_MS = 3_600_000  # Azure ML's server
+DEFAULT_WORKER_TIMEOUT_S = 300  # Azure ML's server
 DEFAULT_HEALTH_PORT = 5000  # Azure ML's server
 DEFAULT_BODY_TIMEOUT_S = 60
 DEFAULT_MESSAGE_ROUTES = "input1=output1"
@@ -35,7 +37,9 @@ VARIABLES = {
     "EDGEWRIGHT_HTTP_FD": "inherited listening socket of the public address",
     "EDGEWRIGHT_HEALTH_FD": "inherited listening socket for health probes",
     "EDGEWRIGHT_HOLD": "1: serve the public address only after SIGUSR1",
-    "EDGEWRIGHT_THREADS": "how many run() at once, 1 by default",
+    "EDGEWRIGHT_THREADS": "how many run() at once in a worker, 1 by default",
+    "WORKER_COUNT": "how many worker processes, 1 by default",
+    "WORKER_TIMEOUT": "seconds without a sign of life after which a worker is replaced, 300 by default",
     "EDGEWRIGHT_MAX_BODY_BYTES": "largest request body, 100 MiB by default",
     "EDGEWRIGHT_BODY_TIMEOUT_S": "seconds in which a request's body must arrive, 60 by default",
     "SCORING_TIMEOUT_MS": "longest run(), then the client gets 500; 3600000 by default",
@@ -59,6 +63,7 @@ _WITHOUT_EFFECT = {
     "AML_APP_INSIGHTS_ENABLED": "Application Insights is not contacted; requests are counted in /metrics and logged here",
     "AML_APP_INSIGHTS_KEY": "Application Insights is not contacted; the key is not read",
     "AZUREML_DEBUG_PORT": "no debugger is started",
+    "WORKER_PRELOAD": "each worker loads the script and the model by itself",
 }
 _LOG_FORMATS = ("text", "json")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -122,6 +127,8 @@ class Settings:
     collects_data: bool = False
     providers: tuple[str, ...] = DEFAULT_PROVIDERS
     required_providers: tuple[str, ...] = ()
+    workers: int = 1
+    worker_timeout_s: int = DEFAULT_WORKER_TIMEOUT_S
 
     @classmethod
     def read(
@@ -136,6 +143,7 @@ class Settings:
         golden: str | None = None,
         provider: str | None = None,
         require_provider: str | None = None,
+        workers: int | None = None,
         cwd: Path,
     ) -> Settings:
         """Combine arguments and environment.
@@ -179,6 +187,8 @@ class Settings:
             golden=_golden(environment, golden, app_root, cwd),
             providers=providers or DEFAULT_PROVIDERS,
             required_providers=required,
+            workers=_workers(environment, workers),
+            worker_timeout_s=_number(environment, "WORKER_TIMEOUT", 1, 86_400) or DEFAULT_WORKER_TIMEOUT_S,
         )
 
 
@@ -268,6 +278,14 @@ def _port(port: int | None) -> int:
     if not 0 <= port <= 65535:
         raise SettingsError(f"--port must be 0 to 65535, not {port}")
     return port
+
+
+def _workers(environment: Mapping[str, str], given: int | None) -> int:
+    if given is None:
+        return _number(environment, "WORKER_COUNT", 1, MAX_WORKERS) or 1
+    if not 1 <= given <= MAX_WORKERS:
+        raise SettingsError(f"--workers must be 1 to {MAX_WORKERS}, not {given}")
+    return given
 
 
 def _number(environment: Mapping[str, str], name: str, low: int, high: int) -> int | None:

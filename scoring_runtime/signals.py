@@ -11,8 +11,8 @@ from types import FrameType
 class EarlySignals:
     """SIGUSR1 is remembered; SIGTERM ends the process, which by default a process 1 in a container would ignore."""
 
-    def __init__(self) -> None:
-        self.activated = False
+    def __init__(self, activated: bool = False) -> None:
+        self.activated = activated
 
     def install(self) -> None:
         signal.signal(signal.SIGUSR1, self._activate)

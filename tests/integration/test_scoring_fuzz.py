@@ -76,6 +76,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert rss_bytes(server.process.pid) - before < MEMORY_BOUND_BYTES
         assert server.stop() == 0
         assert "Traceback" not in server.log
+        assert "supervisor" not in server.log, "no worker was replaced"
 
 
 def smallest(schema: dict[str, Any]) -> Any:

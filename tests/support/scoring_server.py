@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ def call(
         connection.close()
 
 
+def children(pid: int) -> list[int]:
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def listen() -> socket.socket:
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     sock.set_inheritable(True)
@@ -65,7 +69,12 @@ class ScoringServer:
     """`python -m scoring_runtime` with inherited sockets, as the module runtime starts it."""
 
     def __init__(
-        self, folder: Path, *arguments: str, public: socket.socket | None = None, **variables: str
+        self,
+        folder: Path,
+        *arguments: str,
+        public: socket.socket | None = None,
+        beneath: Sequence[str] = (),
+        **variables: str,
     ) -> None:
         self._public = public or listen()
         self._health = listen()
@@ -77,7 +86,7 @@ class ScoringServer:
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scoring_runtime", *arguments],
+                [*beneath, sys.executable, "-m", "scoring_runtime", *arguments],
                 env=environment(**variables),
                 cwd=folder,
                 pass_fds=[self._public.fileno(), self._health.fileno()],
@@ -96,6 +105,14 @@ class ScoringServer:
         self._public.close()
 
     @property
+    def public(self) -> socket.socket:
+        """Another descriptor of the public socket, for a server that takes over.
+
+        Not `dup()`: it makes the socket blocking, for every process that has it.
+        """
+        return socket.socket(fileno=os.dup(self._public.fileno()))
+
+    @property
     def address(self) -> tuple[str, int]:
         host, port = self._public.getsockname()
         return str(host), int(port)
@@ -104,6 +121,11 @@ class ScoringServer:
     def health_address(self) -> tuple[str, int]:
         host, port = self._health.getsockname()
         return str(host), int(port)
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids beneath the supervisor."""
+        return children(self.process.pid)
 
     @property
     def log(self) -> str:

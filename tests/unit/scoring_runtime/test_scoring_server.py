@@ -262,8 +262,9 @@ def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
 
 
 def _connections(server: ScoringServer) -> int:
-    """Established connections that the module process has accepted, by its open sockets."""
-    links = [fd for fd in Path(f"/proc/{server.process.pid}/fd").iterdir() if "socket:" in str(_target(fd))]
+    """Established connections that the worker has accepted, by its open sockets."""
+    [worker] = server.workers
+    links = [fd for fd in Path(f"/proc/{worker}/fd").iterdir() if "socket:" in str(_target(fd))]
     return len(links) - _IDLE_SOCKETS
 
 
