@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from publisher.images import ContainerImage, Image, IotContainerImage
+    from publisher.model_details import ResourceConfiguration
     from publisher.models import Model
     from publisher.workspace import Workspace
 
-__all__ = ["ContainerImage", "Image", "IotContainerImage", "Model", "Workspace"]
+__all__ = ["ContainerImage", "Image", "IotContainerImage", "Model", "ResourceConfiguration", "Workspace"]
 
 _MODULES = {
     "ContainerImage": "publisher.images",
     "Image": "publisher.images",
     "IotContainerImage": "publisher.images",
     "Model": "publisher.models",
+    "ResourceConfiguration": "publisher.model_details",
     "Workspace": "publisher.workspace",
 }
 

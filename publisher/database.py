@@ -43,6 +43,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             subject TEXT NOT NULL, detail TEXT NOT NULL
         )""",
     ),
+    ("ALTER TABLE models ADD COLUMN details TEXT NOT NULL DEFAULT '{}'",),
 )
 
 

@@ -38,7 +38,7 @@ from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.image_configuration import ContainerImageConfig, container_image_configuration
 from publisher.image_transfer import PushedImage, export_image, push_image
 from publisher.models import Model
-from publisher.records import Filter, matches
+from publisher.records import Filter
 from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.target_platforms import uv_platform
@@ -94,7 +94,7 @@ class Image(Registered):
         "AS model_ids FROM images "
         "WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) ORDER BY name, version DESC"
     )
-    NOUN, DONE = "image", "built"
+    TABLE, NOUN, DONE = "images", "image", "built"
     MAKE_COMMAND = "edgewright image build -m MODEL"
 
     @classmethod
@@ -110,11 +110,9 @@ class Image(Registered):
         """Images, newest version first within a name."""
         return [
             image
-            for image in cls._all(workspace, image_name)
+            for image in cls._all(workspace, image_name, tags, properties)
             if (model_id is None or model_id in image.model_ids)
             and (model_name is None or model_name in {each.split(":")[0] for each in image.model_ids})
-            and matches(image.tags, tags)
-            and matches(image.properties, properties)
         ]
 
     @property

@@ -11,57 +11,55 @@ The manifest's digest identifies the content; `name:version` is a row of the wor
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
-from edge_containers.image_model import OCI_MANIFEST, canonical_json
-from edge_containers.store import ContentStore
-from edge_contracts.image_ref import ImageDigest
 from publisher.database import next_version
-from publisher.errors import InUseError, ModelFileError, UsageError
+from publisher.errors import InUseError, ModelFileError, NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
-from publisher.records import Filter, check_labels, matches
+from publisher.image_plan import MODELS_FOLDER
+from publisher.model_details import Framework as Frameworks
+from publisher.model_details import ModelDetails, ResourceConfiguration, refuse_datasets
+from publisher.model_files import (
+    KIND,
+    TITLE,
+    ModelFile,
+    copy_out,
+    files_of,
+    find_sources,
+    store_model,
+)
+from publisher.records import Filter, check_labels
 from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.workspace import Workspace, now_text
 
 # The path of a model inside an image holds its name, so it is one safe path part on every file system.
 NAME_RULE = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?"
-ARTIFACT_TYPE = "application/vnd.edgewright.model.v1"
-EMPTY_CONFIG_TYPE = "application/vnd.oci.empty.v1+json"  # image-spec 1.1, "Guidance for an Empty Descriptor"
-FILE_TYPE = "application/octet-stream"
-TITLE = "org.opencontainers.image.title"
-EXECUTABLE = "edgewright.executable"
-KIND = "edgewright.model-kind"
-COPY_BYTES = 1 << 20
-SKIPPED_FOLDER = "__pycache__"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """One file of a model; `path` is relative to the folder that holds the model's file or folder."""
-
-    path: str
-    digest: ImageDigest
-    size: int
-    executable: bool
 
 
 class Model(Registered):
-    """A registered model; two versions of the same content have the same digest."""
+    """A registered model; two versions of the same content have the same digest.
+
+    Attributes:
+        details: what was told of it at registration.
+        mime_type, unpack: as of the original, where a model was an archive; here it is its files.
+    """
+
+    Framework = Frameworks
+    details: ModelDetails
+    mime_type, unpack = "application/json", True
 
     QUERY = (
         "SELECT * FROM models WHERE (?1 IS NULL OR name = ?1) AND (?2 IS NULL OR version = ?2) "
         "ORDER BY name, version DESC"
     )
-    NOUN, DONE = "model", "registered"
+    TABLE, NOUN, DONE = "models", "model", "registered"
     MAKE_COMMAND = "edgewright model register PATH --name NAME"
 
     @classmethod
@@ -73,6 +71,13 @@ class Model(Registered):
         tags: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         description: str | None = None,
+        datasets: object | None = None,
+        model_framework: str | None = None,
+        model_framework_version: str | None = None,
+        child_paths: Sequence[str] | None = None,
+        sample_input_dataset: object | None = None,
+        sample_output_dataset: object | None = None,
+        resource_configuration: ResourceConfiguration | None = None,
         *,
         steps: Steps = no_steps,
     ) -> Self:
@@ -81,51 +86,108 @@ class Model(Registered):
         The same content registered again is a new version that shares the stored blobs. Byte-compiled Python is left
         out of a folder. When anything fails no version exists; blobs already copied are found again next time.
 
+        Args:
+            child_paths: files and folders inside the folder `model_path`: these alone are taken.
+
         Raises:
-            UsageError: a name, tag or property that cannot be.
+            UsageError: a name, tag or property that cannot be, or a parameter that is refused.
             ModelFileError: nothing there, or something that is no plain file or folder of plain files.
         """
         _check_name(model_name)
         tag_row, property_row = check_labels("tags", tags), check_labels("properties", properties)
+        refuse_datasets(
+            {
+                "datasets": datasets,
+                "sample_input_dataset": sample_input_dataset,
+                "sample_output_dataset": sample_output_dataset,
+            }
+        )
+        details = ModelDetails(model_framework, model_framework_version, resource_configuration)
         path = Path(model_path).expanduser()
-        sources = _sources(path)
+        sources = find_sources(path, child_paths)
         with workspace.lock(STORE_LOCK, shared=True):
             with steps(f"copying {path.name}"):
-                files = [_store_file(workspace.store, name, source) for name, source in sources]
-            manifest = _store_manifest(workspace.store, path, files)
+                manifest, size = store_model(workspace.store, sources, is_folder=path.is_dir())
             row = (
                 now_text(),
                 description,
                 json.dumps(tag_row, sort_keys=True),
                 json.dumps(property_row, sort_keys=True),
                 str(manifest),
-                sum(file.size for file in files),
+                size,
+                json.dumps(details.to_dict(), sort_keys=True),
             )
             with workspace.database.transaction() as db:
                 version = next_version(db, "model", model_name)
-                db.execute("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (model_name, version, *row))
+                db.execute(
+                    "INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (model_name, version, *row)
+                )
         workspace.audit("model register", f"{model_name}:{version}", digest=str(manifest))
         return cls(workspace, name=model_name, version=version)
 
     @classmethod
-    def list(
+    def list(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
         cls,
         workspace: Workspace,
         name: str | None = None,
         tags: Filter | None = None,
         properties: Filter | None = None,
+        latest: bool | None = None,
+        model_framework: str | None = None,
     ) -> list[Self]:
-        """Registered models, newest version first within a name."""
-        return [
+        """Registered models, newest version first within a name; with `latest` only the newest that fits."""
+        found = [
             model
-            for model in cls._all(workspace, name)
-            if matches(model.tags, tags) and matches(model.properties, properties)
+            for model in cls._all(workspace, name, tags, properties)
+            if model_framework is None or model.details.framework == model_framework
         ]
+        newest = {model.name: model for model in reversed(found)}
+        return [model for model in found if not latest or newest[model.name] is model]
+
+    @classmethod
+    def get_model_path(
+        cls, model_name: str, version: int | None = None, _workspace: Workspace | None = None
+    ) -> str:
+        """Path of a model's file or folder, as a script asks for it.
+
+        With a workspace the model is copied to `azureml-models/NAME/VERSION/` in the current directory; without one it
+        is looked for there, the highest version when none is given, and then as `./NAME`.
+
+        Raises:
+            UsageError: a version that is no number.
+            NotFoundError: there is no such model.
+        """
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+            raise UsageError(f"version should be an int, not {version!r}")
+        if _workspace is not None:
+            model = cls(_workspace, name=model_name, version=version)
+            return model.download(Path(MODELS_FOLDER, model.name, str(model.version)), exist_ok=True)
+        return _local_path(model_name, version)
+
+    @property
+    def model_framework(self) -> str | None:
+        """As told at registration."""
+        return self.details.framework
+
+    @property
+    def model_framework_version(self) -> str | None:
+        """As told at registration."""
+        return self.details.framework_version
+
+    @property
+    def resource_configuration(self) -> ResourceConfiguration | None:
+        """As told at registration."""
+        return self.details.resources
+
+    @property
+    def url(self) -> str:
+        """Identifies the content, as the original's asset URL does."""
+        return f"aml://asset/{self.digest}"
 
     @property
     def files(self) -> tuple[ModelFile, ...]:
         """The files, sorted by path; every path starts with `base_name`."""
-        return tuple(_read_file(layer) for layer in self._manifest()["layers"])
+        return files_of(self._manifest())
 
     @property
     def base_name(self) -> str:
@@ -152,7 +214,7 @@ class Model(Registered):
         part = folder / f".{self.base_name}.{secrets.token_hex(4)}.part"
         try:
             for file in self.files:
-                _copy_out(self.workspace.store, file, part / file.path)
+                copy_out(self.workspace.store, file, part / file.path)
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             (part / self.base_name).replace(target)
@@ -185,10 +247,20 @@ class Model(Registered):
 
     def serialize(self) -> dict[str, Any]:
         """What `edgewright model show` prints."""
-        return super().serialize() | {"file": self.base_name}
+        return super().serialize() | {
+            "file": self.base_name,
+            **self.details.to_dict(),
+            "mimeType": self.mime_type,
+            "unpack": self.unpack,
+            "url": self.url,
+        }
 
     def __repr__(self) -> str:
         return f"Model(id={self.id!r}, workspace={self.workspace.name!r})"
+
+    def _fill(self, workspace: Workspace, row: sqlite3.Row) -> None:
+        super()._fill(workspace, row)
+        self.details = ModelDetails.from_dict(json.loads(row["details"]))
 
     def _manifest(self) -> dict[str, Any]:
         document: dict[str, Any] = self.workspace.store.read_json(self.digest)
@@ -203,93 +275,24 @@ def _check_name(name: str) -> None:
         )
 
 
-def _sources(path: Path) -> list[tuple[str, Path]]:
-    """Names inside the model and the files they come from, sorted; checks all of them before any is read."""
-    if not path.exists():
-        raise ModelFileError(f"no model at {path}: expected a file or a folder", where=str(path))
-    base = path.resolve().name if path.name in ("", ".", "..") else path.name
-    if path.is_file():
-        return [(_text(base, path), path)]
-    if not path.is_dir():
-        raise ModelFileError(f"{path} is neither a file nor a folder", where=str(path))
-    found: list[tuple[str, Path]] = []
-    for folder, names, files in os.walk(path):
-        names[:] = [name for name in names if name != SKIPPED_FOLDER]
-        for name in [*names, *files]:
-            source = Path(folder, name)
-            _refuse_special(source)
-            if name in files and not name.endswith(".pyc"):
-                inside = PurePosixPath(base, *source.relative_to(path).parts)
-                found.append((_text(str(inside), source), source))
-    if not found:
-        raise ModelFileError(f"folder {path} holds no file: expected a model", where=str(path))
-    return sorted(found)
-
-
-def _refuse_special(source: Path) -> None:
-    # A link in a folder from elsewhere could publish any file of this machine, so links are not followed.
-    mode = source.lstat().st_mode
-    if stat.S_ISLNK(mode):
+def _local_path(name: str, version: int | None) -> str:
+    folder = Path(MODELS_FOLDER, name)
+    versions = sorted(int(each.name) for each in folder.glob("*") if each.name.isdecimal())
+    chosen = version if version is not None else next(reversed(versions), None)
+    if chosen in versions:
+        entries = sorted((folder / str(chosen)).iterdir())
+        if len(entries) == 1:
+            return str(entries[0])
         raise ModelFileError(
-            f"{source} is a symbolic link; a model folder must hold plain files (copy it with 'cp -rL' first)",
-            where=str(source),
+            f"expected exactly one file or folder in {folder / str(chosen)}, found {len(entries)}",
+            where=str(folder / str(chosen)),
         )
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ModelFileError(
-            f"{source} is no plain file; a model folder must hold plain files", where=str(source)
-        )
-
-
-def _text(name: str, source: Path) -> str:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ModelFileError(
-            f"the name of {os.fsencode(source)!r} is not UTF-8; rename it", where=ascii(name)
-        ) from error
-    return name
-
-
-def _store_file(store: ContentStore, name: str, source: Path) -> ModelFile:
-    try:
-        with source.open("rb") as file, store.writer(size=source.stat().st_size) as writer:
-            executable = bool(os.fstat(file.fileno()).st_mode & stat.S_IXUSR)
-            while chunk := file.read(COPY_BYTES):
-                writer.write(chunk)
-    except PermissionError as error:
-        raise ModelFileError(f"{source} cannot be read: {error.strerror}", where=str(source)) from error
-    return ModelFile(name, writer.blob.digest, writer.blob.size, executable)
-
-
-def _store_manifest(store: ContentStore, path: Path, files: list[ModelFile]) -> ImageDigest:
-    empty = store.put_bytes(b"{}")
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": ARTIFACT_TYPE,
-        "config": empty.describe(EMPTY_CONFIG_TYPE).to_dict(),
-        "layers": [_file_descriptor(file) for file in files],
-        "annotations": {
-            TITLE: PurePosixPath(files[0].path).parts[0],
-            KIND: "folder" if path.is_dir() else "file",
-        },
-    }
-    return store.put_bytes(canonical_json(document)).digest
-
-
-def _file_descriptor(file: ModelFile) -> dict[str, Any]:
-    annotations = {TITLE: file.path} | ({EXECUTABLE: "true"} if file.executable else {})
-    return {"mediaType": FILE_TYPE, "digest": str(file.digest), "size": file.size, "annotations": annotations}
-
-
-def _read_file(layer: Mapping[str, Any]) -> ModelFile:
-    annotations = layer["annotations"]
-    digest = ImageDigest.parse(layer["digest"])
-    return ModelFile(annotations[TITLE], digest, layer["size"], annotations.get(EXECUTABLE) == "true")
-
-
-def _copy_out(store: ContentStore, file: ModelFile, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(store.path(file.digest), target)
-    if file.executable:
-        target.chmod(target.stat().st_mode | stat.S_IXUSR)
+    if Path(name).exists():
+        return str(Path(name))
+    wanted = name if version is None else f"{name} version {version}"
+    raise NotFoundError(
+        f"ModelNotFound: no model {wanted} in {folder.absolute()}, and no {Path(name).absolute()}; give a workspace, "
+        "as _workspace, to take it from there",
+        where=name,
+        next_command="edgewright model list",
+    )

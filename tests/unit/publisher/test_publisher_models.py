@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from publisher_workspaces import blobs
 
+from edge_contracts.errors import EdgewrightError
 from publisher.errors import ModelFileError, NotFoundError, UsageError
+from publisher.model_details import ResourceConfiguration
 from publisher.models import Model
 from publisher.workspace import Workspace
 
@@ -152,6 +154,111 @@ def test_list_is_newest_first_and_filtered(workspace: Workspace, folder: Path) -
     assert [model.id for model in Model.list(workspace)] == ["a:2", "a:1", "b:1"]
     assert [model.id for model in Model.list(workspace, name="b")] == ["b:1"]
     assert [model.id for model in Model.list(workspace, tags=["x"])] == ["a:1"]
+
+
+def test_a_filter_that_is_none_is_refused(workspace: Workspace, folder: Path) -> None:
+    Model.register(workspace, folder, "net", {"rate": "0.1"})
+    assert [model.id for model in Model.list(workspace, tags=[["rate", 0.1]])] == ["net:1"]  # type: ignore[list-item]
+    for wanted in ("rate", {"rate": "0.1"}, [["rate", "0.1", "x"]], [7]):
+        with pytest.raises(UsageError, match="tags to look for must be a list of 'key'"):
+            Model.list(workspace, tags=wanted)  # type: ignore[arg-type]
+    with pytest.raises(
+        NotFoundError, match=r"^ModelNotFound: no model 'net' with tags \['a'\] with properties \['b'\]"
+    ):
+        Model(workspace, "net", tags=["a"], properties=["b"])
+
+
+def test_an_update_needs_something_and_says_what_is_wrong(workspace: Workspace, folder: Path) -> None:
+    model = Model.register(workspace, folder, "net", {"a": "1"})
+    with pytest.raises(UsageError, match=r"No parameters provided to update\."):
+        model.update()
+    with pytest.raises(UsageError, match="must be a list of their keys, not 'a'"):
+        model.remove_tags("a")
+    model.update(description="better")
+    again = Model(workspace, "net")
+    assert (again.description, again.tags) == ("better", {"a": "1"})
+
+
+def test_a_payload_of_something_else_is_refused(workspace: Workspace, folder: Path) -> None:
+    document = Model.register(workspace, folder, "net").serialize()
+    with pytest.raises(UsageError, match=r"expected what model\.serialize"):
+        Model.deserialize(workspace, {"id": "net:1"})
+    other = document | {"digest": f"sha256:{'0' * 64}"}
+    with pytest.raises(NotFoundError, match="no model 'net:1' with digest sha256:0000"):
+        Model.deserialize(workspace, other)
+
+
+def test_details_are_kept_searched_and_shown(workspace: Workspace, folder: Path) -> None:
+    model = Model.register(
+        workspace,
+        folder,
+        "net",
+        model_framework=Model.Framework.ONNX,
+        model_framework_version="1.20",
+        resource_configuration=ResourceConfiguration(cpu=1, memory_in_gb=0.5),
+    )
+    Model.register(workspace, folder, "other")
+    assert [each.id for each in Model.list(workspace, model_framework="Onnx")] == ["net:1"]
+    shown = model.serialize()
+    assert (shown["framework"], shown["frameworkVersion"]) == ("Onnx", "1.20")
+    assert shown["resourceConfiguration"] == {"cpu": 1, "memoryInGB": 0.5, "gpu": None}
+    assert (shown["mimeType"], shown["unpack"]) == ("application/json", True)
+    assert Model(workspace, "net").resource_configuration == ResourceConfiguration(1, 0.5)
+    assert Model(workspace, "other").model_framework is None
+
+
+def test_details_that_cannot_be_are_refused_by_name(workspace: Workspace, folder: Path) -> None:
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"datasets": []}, "datasets is not supported, there are no data sets here: note"),
+        ({"sample_input_dataset": object()}, "sample_input_dataset is not supported"),
+        ({"model_framework_version": "1"}, "model_framework_version '1' needs a model_framework"),
+        ({"model_framework": 1}, "model_framework must be a text, not 1"),
+        ({"resource_configuration": {"cpu": 1}}, "must be a ResourceConfiguration, not dict"),
+    ]
+    for given, message in cases:
+        with pytest.raises(UsageError, match=message):
+            Model.register(workspace, folder, "net", **given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="gpu must be a number above 0, not 0"):
+        ResourceConfiguration(gpu=0)
+    assert Model.list(workspace) == []
+
+
+def test_child_paths_take_a_part_of_a_folder(workspace: Workspace, folder: Path) -> None:
+    model = Model.register(workspace, folder, "net", child_paths=["model.onnx", "data/weights"])
+    assert [file.path for file in model.files] == ["net/data/weights", "net/model.onnx"]
+    assert len(Model.register(workspace, folder, "net", child_paths=["data"]).files) == 2
+    for children, message in (
+        (["nothere"], "child path nothere doesn't exist"),
+        (["../net"], "child path ../net doesn't exist"),
+        ([], "child_paths must be a list"),
+        ("data", "child_paths must be a list"),
+    ):
+        with pytest.raises(EdgewrightError, match=message):
+            Model.register(workspace, folder, "net", child_paths=children)
+
+
+def test_get_model_path_copies_from_a_workspace_and_looks_around_without(
+    workspace: Workspace, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        Model.register(workspace, folder, "digits")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(NotFoundError, match=r"^ModelNotFound: no model digits in .*give a workspace"):
+        Model.get_model_path("digits")
+    assert Model.get_model_path("digits", 1, workspace) == "azureml-models/digits/1/net"
+    assert Model.get_model_path("digits", _workspace=workspace) == "azureml-models/digits/2/net"
+    assert Model.get_model_path("digits") == "azureml-models/digits/2/net"
+    assert Model.get_model_path("digits", version=1) == "azureml-models/digits/1/net"
+    with pytest.raises(NotFoundError, match="digits version 3"):
+        Model.get_model_path("digits", 3)
+    with pytest.raises(UsageError, match="version should be an int, not '1'"):
+        Model.get_model_path("digits", "1")  # type: ignore[arg-type]
+    Path("azureml-models/digits/2/more").touch()
+    with pytest.raises(ModelFileError, match="expected exactly one file or folder"):
+        Model.get_model_path("digits")
+    Path("letters.pkl").touch()
+    assert Model.get_model_path("letters.pkl") == "letters.pkl"
 
 
 def test_delete_frees_what_nothing_else_needs_and_never_reuses_the_version(
