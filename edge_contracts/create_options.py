@@ -15,7 +15,7 @@ True
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,30 @@ class CreateOptions:
             bindings[0], "createOptions.HostConfig.PortBindings"
         )
 
+    def fixed_host_ports(self) -> list[tuple[int, str]]:
+        """Ports of the host that are asked for by number, each with its protocol."""
+        return sorted(
+            {
+                (port, container_port.partition("/")[2] or "tcp")
+                for container_port, bindings in self._port_bindings("createOptions").items()
+                for binding in bindings or ()
+                if (port := _host_port(binding, "createOptions.HostConfig.PortBindings")) is not None
+            }
+        )
+
+    def elevated_rights(self) -> list[tuple[str, str]]:
+        """Members that let a module out of its container: path, and what it gives."""
+        host_config = self.document.get("HostConfig")
+        if not isinstance(host_config, Mapping):
+            return []
+        found = [
+            (f"HostConfig.{key}", text)
+            for key, (wanted, text) in _ELEVATED.items()
+            if wanted(host_config.get(key))
+        ]
+        sockets = [bind for bind in _binds(host_config) if "docker.sock" in bind]
+        return [*found, *((f"HostConfig.Binds.{bind}", "the container engine itself") for bind in sockets)]
+
     def _port_bindings(self, where: str) -> Mapping[str, Any]:
         host_config = self.document.get("HostConfig") or {}
         if not isinstance(host_config, Mapping):
@@ -137,6 +161,20 @@ class CreateOptions:
                 f"{where}.HostConfig.PortBindings", "a JSON object", bindings, code="create-options"
             )
         return bindings
+
+
+_ELEVATED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "Privileged": (lambda value: value is True, "every right on the device"),
+    "CapAdd": (bool, "capabilities of the kernel"),
+    "NetworkMode": (lambda value: value == "host", "the device's own network"),
+    "PidMode": (lambda value: value == "host", "the device's own processes"),
+    "IpcMode": (lambda value: value == "host", "the device's own shared memory"),
+}
+
+
+def _binds(host_config: Mapping[str, Any]) -> list[str]:
+    binds = host_config.get("Binds")
+    return [bind for bind in binds if isinstance(bind, str)] if isinstance(binds, list) else []
 
 
 def _host_port(binding: Mapping[str, Any], path: str) -> int | None:

@@ -3,7 +3,7 @@
 Rules (IoT Edge deployment schemas `$edgeAgent` 1.1 and `$edgeHub` 1.1; facts about the readers: `EdgeAgentConnection.cs`,
 `EdgeHubConfigParser.cs`):
 - `{"modulesContent": {"$edgeAgent": …, "$edgeHub": …, "{module}": …}}`, each with `properties.desired`; the same within
-  `{"content": …}` of a configuration is read, too. Layered manifests (`properties.desired.…`) are not.
+  `{"content": …}` of a configuration is read, too. Layered manifests (`properties.desired.…`) are in `layers.py`.
 - `schemaVersion` is exactly "1.0" or "1.1"; written manifests say "1.1" twice.
 - `storeAndForwardConfiguration.timeToLiveSecs` is always there: the reader of 1.1 fails without it.
 - Names of routes and of registry credentials have no `.`, `$`, `#` and space; addresses have no white space.
@@ -27,9 +27,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from edge_contracts.create_options import CreateOptions
 from edge_contracts.documents import member, parse_object
 from edge_contracts.errors import ContractError, shown, unexpected
 from edge_contracts.image_ref import ImageDigest, ImageRef
+from edge_contracts.manifest_members import AGENT_MEMBERS, HUB_MEMBERS, unknown_members
 from edge_contracts.module_settings import (
     CODE,
     SYSTEM_MODULES,
@@ -193,7 +195,7 @@ class DeploymentManifest:
         }
         edge_hub = {
             "schemaVersion": SCHEMA_VERSION,
-            "routes": _dump_routes(routes),
+            "routes": dump_routes(routes),
             "storeAndForwardConfiguration": {"timeToLiveSecs": store_and_forward_ttl_s},
         }
         twins = {module.name: {_DESIRED: module.desired} for module in listed if module.desired is not None}
@@ -209,15 +211,7 @@ class DeploymentManifest:
                 `manifest`, `manifest-schema-version`, `manifest-size`, `route`, `image-reference`, `image-digest`,
                 `create-options`, `twin`, `twin-size`.
         """
-        if isinstance(document, str | bytes):
-            whole = parse_object(document, where="deployment manifest", code=CODE)
-        elif isinstance(document, Mapping):
-            whole = copy.deepcopy(dict(document))
-        else:
-            raise unexpected("deployment manifest", "a JSON object", document, code=CODE)
-        if _CONTENT not in whole and isinstance(whole.get("content"), dict):
-            whole = whole["content"]
-        manifest = _parse(whole, needs_edge_hub=True)
+        manifest = _parse(content_of(document), needs_edge_hub=True)
         manifest._refuse_over_budget()
         return manifest
 
@@ -267,6 +261,8 @@ class DeploymentManifest:
             *self._check_routes(),
             *self._check_images(),
             *self._check_policies(),
+            *self._check_create_options(),
+            *self._check_members(),
             *self._check_twins(),
             *self._check_credentials(),
             *self._check_budget(),
@@ -312,6 +308,37 @@ class DeploymentManifest:
                 yield _warning(
                     "restart-policy", where, "is on-unhealthy, which IoT Edge treats as on-failure"
                 )
+
+    def _check_create_options(self) -> Iterable[Finding]:
+        bound: dict[tuple[int, str], str] = {}
+        for name, module in self.modules.items():
+            where = f"{_AGENT}.modules.{name}.settings.createOptions"
+            options = CreateOptions(module.create_options)
+            for path, right in options.elevated_rights():
+                yield _warning("elevated-rights", f"{where}.{path}", f"gives the module {right}")
+            for port, protocol in options.fixed_host_ports():
+                if other := bound.get((port, protocol)):
+                    text = f"takes port {port}/{protocol} of the device, which module {shown(other)} takes"
+                    yield _finding("port-clash", where, text)
+                    continue
+                bound[port, protocol] = name
+                text = (
+                    f"fixes port {port}/{protocol} of the device: under Docker an update stops the old module "
+                    "before the new one can start"
+                )
+                yield _warning("port-fixed", where, text)
+
+    def _check_members(self) -> Iterable[Finding]:
+        content = self.document[_CONTENT]
+        tables = (("$edgeAgent", _AGENT, AGENT_MEMBERS), ("$edgeHub", _HUB, HUB_MEMBERS))
+        for twin, path, known in tables:
+            for below, is_extension in unknown_members(content.get(twin, {}).get(_DESIRED, {}), known):
+                where = f"{path}.{below}"
+                if is_extension:
+                    text = "is refused by 'az iot edge' without --no-validation, though devices read it"
+                    yield _warning("member-extension", where, text)
+                else:
+                    yield _finding("member-unknown", where, "is no member of a deployment manifest")
 
     def _check_twins(self) -> Iterable[Finding]:
         for name in self.module_twins:
@@ -451,13 +478,35 @@ def _system_modules(edge_agent_image: str, edge_hub_image: str) -> dict[str, Any
     }
 
 
-def _dump_routes(routes: Iterable[Route] | Mapping[str, str | Mapping[str, Any]]) -> dict[str, Any]:
+def dump_routes(routes: Iterable[Route] | Mapping[str, str | Mapping[str, Any]]) -> dict[str, Any]:
+    """The member `routes`."""
     if isinstance(routes, Mapping):
         return dict(routes)
     return {route.name: route.dump() for route in routes}
 
 
 # ---- reading
+
+
+def content_of(document: Mapping[str, Any] | str | bytes) -> dict[str, Any]:
+    """A manifest's document with `modulesContent` at its top, as a copy.
+
+    A configuration (`{"content": …}`) and the old spelling `moduleContent` are read, too.
+
+    Raises:
+        ContractError: no JSON object.
+    """
+    if isinstance(document, str | bytes):
+        whole = parse_object(document, where="deployment manifest", code=CODE)
+    elif isinstance(document, Mapping):
+        whole = copy.deepcopy(dict(document))
+    else:
+        raise unexpected("deployment manifest", "a JSON object", document, code=CODE)
+    if _CONTENT not in whole and isinstance(whole.get("content"), dict):
+        whole = whole["content"]
+    if _CONTENT not in whole and "moduleContent" in whole:
+        whole = {_CONTENT if key == "moduleContent" else key: value for key, value in whole.items()}
+    return whole
 
 
 def _parse(document: dict[str, Any], *, needs_edge_hub: bool) -> DeploymentManifest:

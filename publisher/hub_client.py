@@ -49,9 +49,14 @@ LIST_LIMIT = 1000  # the service's own maximum for one call
 
 
 class HubClientError(PublishError):
-    """A call to the hub did not succeed; see the leaves."""
+    """A call to the hub did not succeed; see the leaves.
+
+    Attributes:
+        reason: the hub's own name for it, as `DeviceNotFound`; empty where it gave none.
+    """
 
     code = "hub-client"
+    reason: str = ""
 
 
 class HubUnreachableError(HubClientError):
@@ -119,6 +124,37 @@ class MethodResult:
     payload: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """An automatic deployment: a manifest for every edge device that a condition targets.
+
+    Attributes:
+        content: `{"modulesContent": …}`; a hub takes it once, when the configuration is created.
+        etag: as the hub gave it; empty for one that is not there yet.
+    """
+
+    configuration_id: str
+    target_condition: str
+    priority: int
+    content: Mapping[str, Any] = field(repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metric_queries: Mapping[str, str] = field(default_factory=dict)
+    etag: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The body of the request that creates or updates it."""
+        return {
+            "id": self.configuration_id,
+            "schemaVersion": "1.0",
+            "labels": dict(self.labels),
+            "content": dict(self.content),
+            "targetCondition": self.target_condition,
+            "priority": self.priority,
+            "metrics": {"queries": dict(self.metric_queries)},
+            **({"etag": self.etag} if self.etag else {}),
+        }
+
+
 class HubClient(Protocol):
     """What the publisher does at a hub. Errors are `HubClientError`s.
 
@@ -144,6 +180,12 @@ class HubClient(Protocol):
 
     def apply_configuration(self, device_id: str, content: Mapping[str, Any]) -> None:
         """Set an edge device's modules: `content` is a deployment manifest's `modulesContent` document."""
+
+    def get_configuration(self, configuration_id: str) -> Configuration | None:
+        """An automatic deployment, None if there is none of that id."""
+
+    def put_configuration(self, configuration: Configuration) -> Configuration:
+        """Create an automatic deployment, or, with an ETag, update all but the content of one that is unchanged since."""
 
     def invoke_method(
         self, device_id: str, module_id: str | None, name: str, payload: Any, timeout_s: int = 30
@@ -252,6 +294,24 @@ class SdkHubClient:
         with self._call(f"apply a deployment to device {device_id!r}"):
             body = ConfigurationContent(modules_content=content["modulesContent"])
             self._configurations.apply_configuration_on_edge_device(device_id, body)
+
+    def get_configuration(self, configuration_id: str) -> Configuration | None:
+        try:
+            with self._call(f"get configuration {configuration_id!r}"):
+                return _configuration(_full(self._configurations.get_configuration(configuration_id)))
+        except HubNotFoundError as error:
+            _refuse_hub_without_configurations(error)
+            return None
+
+    def put_configuration(self, configuration: Configuration) -> Configuration:
+        from azure.iot.hub.models import Configuration as SdkConfiguration
+
+        model = SdkConfiguration.deserialize(configuration.document())
+        with self._call(f"set configuration {configuration.configuration_id!r}"):
+            if not configuration.etag:
+                return _configuration(_full(self._configurations.create_configuration(model)))
+            quoted = f'"{configuration.etag}"'
+            return _configuration(_full(self._configurations.update_configuration(model, quoted)))
 
     def invoke_method(
         self, device_id: str, module_id: str | None, name: str, payload: Any, timeout_s: int = 30
@@ -393,6 +453,20 @@ class RestHubClient:
         body = {"modulesContent": content["modulesContent"]}
         self._rest.request(f"apply a deployment to device {device_id!r}", "POST", path, body)
 
+    def get_configuration(self, configuration_id: str) -> Configuration | None:
+        what = f"get configuration {configuration_id!r}"
+        try:
+            return _configuration(self._rest.request(what, "GET", _configuration_path(configuration_id)))
+        except HubNotFoundError as error:
+            _refuse_hub_without_configurations(error)
+            return None
+
+    def put_configuration(self, configuration: Configuration) -> Configuration:
+        what = f"set configuration {configuration.configuration_id!r}"
+        path = _configuration_path(configuration.configuration_id)
+        etag = f'"{configuration.etag}"' if configuration.etag else None
+        return _configuration(self._rest.request(what, "PUT", path, configuration.document(), if_match=etag))
+
     def invoke_method(
         self, device_id: str, module_id: str | None, name: str, payload: Any, timeout_s: int = 30
     ) -> MethodResult:
@@ -426,6 +500,20 @@ def _twin_path(device_id: str, module_id: str | None) -> str:
     return device if module_id is None else f"{device}/modules/{quote(module_id, safe='')}"
 
 
+def _configuration_path(configuration_id: str) -> str:
+    return f"/configurations/{quote(configuration_id, safe='')}"
+
+
+def _refuse_hub_without_configurations(error: HubNotFoundError) -> None:
+    """A hub answers 404 with a name of its own for a configuration it has not; without, it knows no such path."""
+    if error.reason != "ConfigurationNotFound":
+        raise HubRequestRejectedError(
+            f"hub {error.where} serves no automatic deployments (configurations): it answered 404 to their address",
+            where=error.where,
+            next_command="edgewright manifest apply FILE --device DEVICE",
+        ) from error
+
+
 def _full(model: Any) -> dict[str, Any]:
     """An SDK model as the JSON it came from, read-only fields included."""
     document: dict[str, Any] = model.serialize(keep_readonly=True)
@@ -440,6 +528,18 @@ def _device(row: Mapping[str, Any]) -> DeviceIdentity:
         is_edge=bool((row.get("capabilities") or {}).get("iotEdge")),
         connected=row.get("connectionState") == "Connected",
         primary_key=Secret(keys.get("primaryKey") or ""),
+    )
+
+
+def _configuration(row: Mapping[str, Any]) -> Configuration:
+    return Configuration(
+        configuration_id=row["id"],
+        target_condition=row.get("targetCondition") or "",
+        priority=int(row.get("priority") or 0),
+        content=row.get("content") or {},
+        labels=row.get("labels") or {},
+        metric_queries=(row.get("metrics") or {}).get("queries") or {},
+        etag=(row.get("etag") or "").strip('"'),
     )
 
 
@@ -481,12 +581,14 @@ def _status_error(host: str, what: str, status: int, body: str) -> HubClientErro
     name, reason = _reason(body)
     kind = _ERRORS_BY_NAME.get(name) or _STATUS_ERRORS.get(status, HubRequestRejectedError)
     verb = "failed" if status >= 500 else "refused"
-    return kind(
+    error = kind(
         f"hub {host} {verb} to {what}: {status} {name + ': ' if name else ''}{reason}",
         where=host,
         temporary=True if status == 429 or status >= 500 else None,
         next_command=_NEXT_COMMANDS.get(kind),
     )
+    error.reason = name
+    return error
 
 
 def _reason(body: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from edge_contracts.redact import Secret
 from publisher.errors import UsageError
 
 PASSWORD_VARIABLE = "EDGEWRIGHT_REGISTRY_PASSWORD"
+MODULE_PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def labels_of(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -26,6 +28,33 @@ def labels_of(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
         if key in found:
             raise UsageError(f"{option} names {key!r} twice", where=option)
         found[key] = value
+    return found
+
+
+def per_module(
+    values: Sequence[str] | None, modules: Sequence[str], option: str, *, only_one: bool = False
+) -> dict[str, list[str]]:
+    """`[MODULE::]VALUE` options by module; a value without a module is for every one.
+
+    Args:
+        only_one: whether a module takes one value at most.
+
+    Raises:
+        UsageError: a module that is not among `modules`, or two values where one is taken.
+    """
+    found: dict[str, list[str]] = {module: [] for module in modules}
+    for text in values or ():
+        module, colons, value = text.partition("::")
+        if not colons or not MODULE_PREFIX.fullmatch(module):
+            module, value = "", text
+        elif module not in found:
+            known = ", ".join(modules)
+            raise UsageError(f"{option} names module {module!r}, and the modules are {known}", where=option)
+        for name in [module] if module else modules:
+            found[name].append(value)
+    for module, given in found.items():
+        if only_one and len(given) > 1:
+            raise UsageError(f"{option} is given {len(given)} times for module {module!r}", where=option)
     return found
 
 
