@@ -72,7 +72,7 @@ def _check_number(name: str, index: int, where: str) -> None:
     wanted = "" if index == 0 else f"{index:02d}"
     if (digits == "") != (index == 0) or (digits and int(digits) != index):
         raise ContractError(
-            f"'{where}' must have the piece 'createOptions{wanted}' next, not '{name}'",
+            f"'{where}.{name}' must be the piece 'createOptions{wanted}' next, not '{name}'",
             code="create-options",
             where=f"{where}.{name}",
         )

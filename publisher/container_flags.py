@@ -40,7 +40,7 @@ _MEMORY = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>[bkmg]?)b?", re.IGNORECAS
 _CPUS = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})?")
 _DEVICE = re.compile(r"(?P<host>/[^:\s]+)(?::(?P<container>/[^:\s]+))?(?::(?P<rights>[rwm]{1,3}))?")
 _VOLUME = re.compile(r"(?:/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(?::(?:ro|rw|z|Z))?")
-_GPU = re.compile(r"all|[1-9][0-9]?|[A-Za-z0-9-]+(?:,[A-Za-z0-9-]+)*")
+_GPU = re.compile(r"all|[1-9][0-9]?|(?=.*[A-Za-z,])[A-Za-z0-9-]+(?:,[A-Za-z0-9-]+)*")
 
 
 def create_options(

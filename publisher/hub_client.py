@@ -536,7 +536,7 @@ def _configuration(row: Mapping[str, Any]) -> Configuration:
         configuration_id=row["id"],
         target_condition=row.get("targetCondition") or "",
         priority=int(row.get("priority") or 0),
-        content=row.get("content") or {},
+        content={kind: part for kind, part in (row.get("content") or {}).items() if part is not None},
         labels=row.get("labels") or {},
         metric_queries=(row.get("metrics") or {}).get("queries") or {},
         etag=(row.get("etag") or "").strip('"'),

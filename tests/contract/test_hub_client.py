@@ -446,3 +446,11 @@ def test_nobody_signed_in_is_said_in_one_line(kind: Kind, faulty: FaultyHub) -> 
     assert str(raised.value).startswith(f"nobody is signed in to Azure for hub {faulty.host}: DefaultAzure")
     assert "long explanation" not in str(raised.value)
     assert raised.value.next_command == "az login"
+
+
+def test_hub_without_automatic_deployments_says_so(kind: Kind, hub: HubProcess) -> None:
+    """The embedded hub does not serve them yet; that is no configuration that is merely absent."""
+    client = kind(hub.connection_string, ca_file=hub.ca_file)
+    with pytest.raises(HubRequestRejectedError, match="serves no automatic deployments") as caught:
+        client.get_configuration("north-1")
+    assert caught.value.next_command == "edgewright manifest apply FILE --device DEVICE"

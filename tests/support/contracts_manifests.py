@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from edge_contracts.manifest import (
 )
 from edge_contracts.redact import Secret
 from edge_contracts.routes import BrokeredEndpoint, Route, Upstream
+
+MANIFESTS = int(os.environ.get("EDGEWRIGHT_MANIFESTS", "100"))
+"""How many manifests the sweeps make; `scripts/verify manifests` sets 1,000."""
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 PASSWORD = "hunter2-hunter2"

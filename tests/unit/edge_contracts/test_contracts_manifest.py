@@ -216,7 +216,7 @@ def test_password_is_in_the_document_and_nowhere_else() -> None:
             scorer("settings", "createOptions03"),
             "{}",
             f"{SCORER}.settings.createOptions03",
-            "must have the piece 'createOptions02' next, not 'createOptions03'",
+            "createOptions03' must be the piece 'createOptions02'",
         ),
         (scorer(), "x", SCORER, "must be a JSON object, not 'x'"),
         (agent("modules", "my module"), {}, f"{AGENT}.modules.my module", "not 'my module'"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from contracts_manifests import complete, manifests
+from contracts_manifests import MANIFESTS, complete, manifests
 from hypothesis import given, settings
 
 from edge_contracts.manifest import DeploymentManifest
@@ -38,7 +38,7 @@ def offences(validators: dict[str, jsonschema.Draft4Validator], document: dict[s
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=MANIFESTS, deadline=None)
 @given(manifests())
 def test_generated_manifests_pass(
     validators: dict[str, jsonschema.Draft4Validator], manifest: DeploymentManifest

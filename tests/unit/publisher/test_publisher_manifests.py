@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,31 @@ from registry_double import RegistryDouble
 from edge_containers.image_model import Platform
 from edge_contracts.errors import ContractError, EdgewrightError, PublishError
 from edge_contracts.image_ref import ImageDigest, ImageRef
-from edge_contracts.manifest import DeploymentManifest, RegistryCredential
+from edge_contracts.layers import merge
+from edge_contracts.manifest import (
+    DeploymentManifest,
+    DesiredStatus,
+    ImagePullPolicy,
+    RegistryCredential,
+    RestartPolicy,
+)
 from edge_contracts.messages import Message
 from edge_contracts.redact import Secret
 from edge_contracts.routes import BrokeredEndpoint, Upstream
 from publisher.build_request import BuildRequest
+from publisher.container_flags import create_options
 from publisher.credentials import GivenCredentials
 from publisher.environments import Environment
 from publisher.errors import NotFoundError, UsageError
 from publisher.images import ContainerImage, Image
 from publisher.manifests import (
     ModuleRequest,
+    SystemSettings,
     default_routes,
     generate,
+    generate_layer,
     parse_module,
+    pin,
     registries_without_credentials,
 )
 from publisher.models import Model
@@ -105,8 +117,7 @@ def test_reference_by_digest_is_taken_as_it_is(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "part"),
     [
-        ("registry.example/digits:1", UsageError, "by digest"),
-        ("scorer=registry.example/digits", UsageError, "by digest"),
+        ("registry.example/Digits:1", ContractError, "'Digits'"),
         (f"my.module={PINNED}", UsageError, "'my.module'"),
         (f"mö={PINNED}", UsageError, "a-zA-Z0-9_-"),
         ("digits:latest", UsageError, "'digits:latest'"),
@@ -175,26 +186,65 @@ def test_own_routes_take_the_place_of_the_default_ones() -> None:
     assert default_routes(["scorer"]).keys().isdisjoint({"up"})
 
 
-@pytest.mark.parametrize(
-    ("publish", "binding"),
-    [
-        ("5001", {"HostPort": "5001"}),
-        ("127.0.0.1:8080", {"HostPort": "8080", "HostIp": "127.0.0.1"}),
-        ("0.0.0.0:00080", {"HostPort": "80", "HostIp": "0.0.0.0"}),
-        ("65535", {"HostPort": "65535"}),
-    ],
-)
-def test_published_port_becomes_a_binding_of_the_scoring_port(publish: str, binding: dict[str, str]) -> None:
-    scorer = generate(requests("scorer", publish=publish)).modules["scorer"]
-    assert scorer.create_options == {"HostConfig": {"PortBindings": {"5001/tcp": [binding]}}}
+def test_module_says_what_is_asked_of_it() -> None:
+    request = ModuleRequest(
+        "scorer",
+        PINNED,
+        create_options=create_options(ports=["127.0.0.1:8080"], memory="64m"),
+        version="1.2",
+        status=DesiredStatus.STOPPED,
+        restart_policy=RestartPolicy.ON_FAILURE,
+        startup_order=3,
+        image_pull_policy=ImagePullPolicy.NEVER,
+        desired={"threshold": 0.5},
+    )
+    system = SystemSettings("mirror.example/agent:1.5", "mirror.example/hub:1.5", 60)
+    manifest = generate([request], system=system)
+    assert manifest.modules == {"scorer": request.settings()}
+    assert manifest.module_twins == {"scorer": {"threshold": 0.5}}
+    assert (str(manifest.edge_agent.image), manifest.store_and_forward_ttl_s) == (
+        "mirror.example/agent:1.5",
+        60,
+    )
 
 
-@pytest.mark.parametrize(
-    "publish", ["0", "65536", "", "http", "1.2.3:80", "::1:80", "host:80", "80:", "-1", "٨٠"]
-)
-def test_bad_port_is_refused(publish: str) -> None:
-    with refused(UsageError, "--publish", repr(publish)):
-        generate(requests("scorer", publish=publish))
+def test_tag_is_resolved_to_the_digest_that_the_registry_has(workspace: Workspace) -> None:
+    with RegistryDouble() as registry:
+        pushed = Image(workspace, id="digits:1").push(registry.address, repository="team/digits")
+        tagged = parse_module(workspace, f"scorer={registry.address}/team/digits:1")
+        assert not tagged.image.is_pinned
+        assert pin(tagged.image) == pushed.location
+        assert pin(pushed.location) == pushed.location
+        with refused(NotFoundError, registry.address, "team/digits:7"):
+            pin(replace(tagged.image, tag="7"))
+        with refused(NotFoundError, "team/digits:latest"):
+            pin(replace(tagged.image, tag=None))
+
+
+def test_tag_is_resolved_with_the_registrys_user(workspace: Workspace) -> None:
+    with RegistryDouble() as registry:
+        asked: list[str] = []
+        Image(workspace, id="digits:1").push(registry.address, repository="team/digits")
+
+        def login(host: str) -> None:
+            asked.append(host)
+
+        pin(ImageRef.parse(f"{registry.address}/team/digits:1"), login)
+        assert asked == [registry.address]
+
+
+def test_layer_holds_modules_routes_and_credentials_by_path() -> None:
+    layer = generate_layer(requests("scorer"), sources=[CREDENTIALS])
+    content = layer.dump()["modulesContent"]
+    assert set(content["$edgeAgent"]) == {
+        "properties.desired.modules.scorer",
+        "properties.desired.runtime.settings.registryCredentials.registry-example",
+    }
+    assert set(content["$edgeHub"]) == {
+        "properties.desired.routes.scorer-in",
+        "properties.desired.routes.scorer-out",
+    }
+    assert merge(generate([]), [layer]).modules == generate(requests("scorer")).modules
 
 
 def test_module_is_named_once() -> None:
@@ -227,7 +277,9 @@ def test_bad_route_is_refused_by_name_before_credentials_are_made(route: str, pa
 @pytest.mark.reference
 def test_generated_manifest_passes_the_official_schemas(reference_data: Path) -> None:
     modules = [
-        ModuleRequest("scorer", PINNED, env={"LEVEL": "3"}, publish="127.0.0.1:5001"),
+        ModuleRequest(
+            "scorer", PINNED, env={"LEVEL": "3"}, create_options=create_options(ports=["127.0.0.1:5001"])
+        ),
         ModuleRequest("second", PINNED),
     ]
     content = generate(modules, sources=[CREDENTIALS]).dump()["modulesContent"]
