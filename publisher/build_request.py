@@ -10,19 +10,26 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from edge_containers.image_model import Platform
+from publisher.bases.sources import BaseCredentials
 from publisher.builders.layer import LayerFile
 from publisher.config import EnvironmentSettings
 from publisher.entry_script import check_entry_script
 from publisher.environments import Environment
 from publisher.errors import ScriptError, UsageError
-from publisher.image_plan import APP_ROOT, DEFAULT_MESSAGES, MODELS_FOLDER, ImagePlan, PlannedModel
+from publisher.image_plan import (
+    APP_ROOT,
+    DEFAULT_MESSAGES,
+    MODELS_FOLDER,
+    NO_BASE,
+    ImagePlan,
+    PlannedModel,
+)
 from publisher.models import Model
 from publisher.target_platforms import uv_platform
 
 # One path part of an OCI repository name (distribution-spec), since the name is also the repository pushed to.
 NAME_RULE = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 NAME_LIMIT = 128
-BASES = ("none",)
 INDEX_SCHEMES = ("https", "http", "file")
 
 
@@ -36,7 +43,9 @@ class BuildRequest:
         environment: the user's requirements; the runtime's are added.
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
-        upgrade: resolve anew although the workspace has a lock for these requirements.
+        base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
+        base_credentials: of registries that bases are taken from.
+        upgrade: resolve anew although the workspace has a lock for these requirements, and the tag of the base.
         locked: build from the workspace's locks and what is on this machine, or not at all.
         index, extra_index: package indexes in place of the workspace's; they may hold credentials.
     """
@@ -47,7 +56,8 @@ class BuildRequest:
     environment: Environment
     includes: tuple[Path, ...] = ()
     platforms: tuple[Platform, ...] = ()
-    base: str = "none"
+    base: str = NO_BASE
+    base_credentials: BaseCredentials | None = field(default=None, repr=False)
     messages: str = DEFAULT_MESSAGES
     upgrade: bool = False
     locked: bool = False
@@ -88,7 +98,6 @@ class BuildRequest:
             entry_script=self.script.name if self.script else None,
             python=self.environment.python,
             platforms=self.platforms,
-            base=self.base,
             messages=self.messages,
         )
 
@@ -120,7 +129,7 @@ def check_request(request: BuildRequest) -> None:
     """Everything that can be known before work begins, in the order a user would look at it.
 
     Raises:
-        UsageError: name, models, base, platform or package index.
+        UsageError: name, models, platform or package index.
         CondaPackageError: packages that only conda has.
         ScriptError: the script or what is included.
     """
@@ -131,9 +140,6 @@ def check_request(request: BuildRequest) -> None:
     else:
         check_entry_script(request.script)
     request.script_files()
-    if request.base not in BASES:
-        known = ", ".join(BASES)
-        raise UsageError(f"base must be one of {known}, not {request.base!r}", where=request.base)
     if not request.platforms:
         raise UsageError("an image needs at least one platform")
     for platform in request.platforms:

@@ -20,6 +20,8 @@ from publisher.errors import ConfigError
 
 CONFIG_NAME = "edgewright.toml"
 
+BASE_LAYERS = ("copy", "mount")
+
 Value = str | int | bool | tuple[str, ...]
 
 
@@ -39,6 +41,7 @@ class ImageSettings:
     """
 
     default_base: str = "none"
+    base_layers: str = "copy"
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
     dependencies_compression: int = 1
     model_compression: int = 0
@@ -218,6 +221,9 @@ def _check_values(settings: Settings, path: Path) -> None:
             f'environment.python must be a minor version such as "3.11", not {found!r}, in {path}',
             where=str(path),
         )
+    if settings.image.base_layers not in BASE_LAYERS:
+        found, known = settings.image.base_layers, " or ".join(BASE_LAYERS)
+        raise ConfigError(f"image.base_layers must be {known}, not {found!r}, in {path}", where=str(path))
     for key in ("dependencies_compression", "model_compression"):
         level = getattr(settings.image, key)
         if not 0 <= level <= 9:
@@ -233,7 +239,8 @@ def initial_config(name: str, python: str) -> str:
 name = "{name}"
 
 [image]
-# default_base = "none"
+# default_base = "none"        # or a base made by `edgewright image base create`, a path, HOST/REPOSITORY:TAG
+# base_layers = "copy"         # "mount": a registry's base stays there, and images are pushed to that registry alone
 # platforms = ["linux/amd64", "linux/arm64"]
 # dependencies_compression = 1   # gzip level; 0 stores the layer as it is
 # model_compression = 0

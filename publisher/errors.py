@@ -9,6 +9,7 @@ PublishError
 ├── BusyError                     another command holds the lock (temporary)
 ├── ModelFileError                the file or folder to register cannot be taken
 ├── DocumentError                 a YAML document that cannot be read
+├── BaseImageError                the base is not there, or does not fit
 ├── ScriptError                   the entry script cannot be what the image starts
 └── EnvironmentResolveError       the requirements cannot become layers
     ├── RequirementError            a requirement is not one
@@ -80,6 +81,12 @@ class DocumentError(PublishError):
     """A YAML document that cannot be read, or says something that is not taken."""
 
     code = "document"
+
+
+class BaseImageError(PublishError):
+    """The base cannot be had, or what it holds does not fit what is put on it."""
+
+    code = "base"
 
 
 class BuildCancelledError(PublishError):

@@ -8,6 +8,8 @@ model), lowest first:
     model         var/azureml-app/azureml-models/NAME/VERSION/…      one blob for all platforms
     script        var/azureml-app/…                                  one blob for all platforms
 
+An image with a base has the base's layers below these (`base`, `base-2`, …), as they are.
+
 What changes most often comes last, so that a new model or script leaves every blob below it as it was. The process
 runtime reads the labels; `Env`, `Cmd` and `User` say the same to a container engine.
 """
@@ -34,12 +36,18 @@ DEFAULT_MESSAGES = "input1=output1"
 USER = "65534:65534"
 
 
+NO_BASE = "none"
+# Of Docker's own images; for a base that says none.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 class LayerRole(StrEnum):
     """What a layer holds; the value is the role in annotations and, but for one of several models, in labels.
 
     Roles in labels are unique: of several models each is `model:NAME:VERSION` there.
     """
 
+    BASE = "base"
     DEPENDENCIES = "dependencies"
     RUNTIME = "runtime"
     MODEL = "model"
@@ -66,6 +74,32 @@ class PlannedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanBase:
+    """What an image stands on, on one platform.
+
+    Attributes:
+        name: value of the label `edgewright.base`.
+        layer_count: how many layers it has.
+        python: path of its interpreter; by PATH when there is no base.
+        env: its environment, `NAME=value`.
+    """
+
+    name: str = NO_BASE
+    layer_count: int = 0
+    python: str = "python3"
+    env: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`env` as a mapping, with a PATH."""
+        given = dict(each.split("=", 1) for each in self.env if "=" in each)
+        return {"PATH": DEFAULT_PATH, **given} if self.layer_count else {}
+
+
+WITHOUT_BASE = PlanBase()
+
+
+@dataclass(frozen=True, slots=True)
 class ImagePlan:
     """Everything that decides an image but the bytes of its files.
 
@@ -80,7 +114,6 @@ class ImagePlan:
     entry_script: str | None
     python: str
     platforms: tuple[Platform, ...]
-    base: str = "none"
     messages: str = DEFAULT_MESSAGES
 
     @property
@@ -113,20 +146,24 @@ class ImagePlan:
         }
         return {str(role): folder for role, folder in folders.items()}
 
-    @property
-    def roles(self) -> tuple[str, ...]:
+    def roles(self, base: PlanBase) -> tuple[str, ...]:
         """Roles of the layers, lowest first."""
-        return tuple(self.directories)
+        return (*base_roles(base.layer_count), *self.directories)
 
 
-def image_labels(plan: ImagePlan, lock: ImageDigest) -> dict[str, str]:
+def base_roles(count: int) -> tuple[str, ...]:
+    """Roles of a base's layers, all different: `base`, `base-2`, …"""
+    return tuple(LayerRole.BASE if number == 1 else f"base-{number}" for number in range(1, count + 1))
+
+
+def image_labels(plan: ImagePlan, lock: ImageDigest, base: PlanBase = WITHOUT_BASE) -> dict[str, str]:
     """The labels of one platform's config; `lock` is the digest of its lock file."""
     labels = {
-        "edgewright.base": plan.base,
+        "edgewright.base": base.name,
         "edgewright.python": plan.python,
         "edgewright.libc": "glibc",
         "edgewright.layers": _json(dict(plan.directories)),
-        "edgewright.layer-roles": _json(plan.roles),
+        "edgewright.layer-roles": _json(plan.roles(base)),
         "edgewright.http-port": str(HTTP_PORT),
         "edgewright.contract": "score",
         "edgewright.lock-digest": str(lock),
@@ -137,37 +174,45 @@ def image_labels(plan: ImagePlan, lock: ImageDigest) -> dict[str, str]:
     return labels | {name: value for name, value in optional.items() if value is not None}
 
 
-def image_environment(plan: ImagePlan) -> dict[str, str]:
+def image_environment(plan: ImagePlan, base: PlanBase = WITHOUT_BASE) -> dict[str, str]:
     """What a container engine sets for the scoring runtime; the process runtime composes the same from the labels."""
     optional = {"AZUREML_ENTRY_SCRIPT": plan.entry_script, "EDGEWRIGHT_MODEL_FILE": plan.model_file}
-    return {
-        "PYTHONPATH": f"{DEPENDENCIES_ROOT}:{RUNTIME_ROOT}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "AML_APP_ROOT": APP_ROOT,
-        "AZUREML_MODEL_DIR": plan.model_dir,
-        "EDGEWRIGHT_MODEL": plan.model_ids,
-        "EDGEWRIGHT_MESSAGES": plan.messages,
-        "HOME": "/tmp",
-        # onnxruntime's Linux wheels report usage to their maker unless told not to.
-        "ORT_DISABLE_TELEMETRY": "1",
-    } | {name: value for name, value in optional.items() if value is not None}
+    return (
+        base.environment
+        | {
+            "PYTHONPATH": f"{DEPENDENCIES_ROOT}:{RUNTIME_ROOT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "AML_APP_ROOT": APP_ROOT,
+            "AZUREML_MODEL_DIR": plan.model_dir,
+            "EDGEWRIGHT_MODEL": plan.model_ids,
+            "EDGEWRIGHT_MESSAGES": plan.messages,
+            "HOME": "/tmp",
+            # onnxruntime's Linux wheels report usage to their maker unless told not to.
+            "ORT_DISABLE_TELEMETRY": "1",
+        }
+        | {name: value for name, value in optional.items() if value is not None}
+    )
 
 
 def image_config(
-    plan: ImagePlan, platform: Platform, lock: ImageDigest, diff_ids: Sequence[ImageDigest]
+    plan: ImagePlan,
+    platform: Platform,
+    lock: ImageDigest,
+    diff_ids: Sequence[ImageDigest],
+    base: PlanBase = WITHOUT_BASE,
 ) -> ImageConfig:
-    """One platform's config; `diff_ids` in the order of `plan.roles`."""
+    """One platform's config; `diff_ids` in the order of `plan.roles(base)`."""
     return ImageConfig(
         platform=platform,
         diff_ids=tuple(diff_ids),
-        labels=image_labels(plan, lock),
-        env=tuple(f"{name}={value}" for name, value in sorted(image_environment(plan).items())),
-        cmd=("python3", "-m", "scoring_runtime", "--host", "0.0.0.0", "--port", str(HTTP_PORT)),
+        labels=image_labels(plan, lock, base),
+        env=tuple(f"{name}={value}" for name, value in sorted(image_environment(plan, base).items())),
+        cmd=(base.python, "-m", "scoring_runtime", "--host", "0.0.0.0", "--port", str(HTTP_PORT)),
         exposed_ports=(f"{HTTP_PORT}/tcp",),
         user=USER,
         working_dir=APP_ROOT,
-        history=plan.roles,
+        history=plan.roles(base),
     )
 
 

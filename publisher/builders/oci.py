@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -26,6 +26,7 @@ from edge_containers.image_model import (
     Platform,
 )
 from edge_contracts.errors import PublishError
+from publisher.bases.base import BaseImage, Bases
 from publisher.build_request import BuildRequest
 from publisher.builders.layer import (
     BuiltLayer,
@@ -40,7 +41,15 @@ from publisher.config import EnvironmentSettings
 from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
 from publisher.errors import BuildCancelledError
 from publisher.garbage import LAYER_CACHE
-from publisher.image_plan import DEPENDENCIES_ROOT, RUNTIME_ROOT, ImagePlan, LayerRole, image_config
+from publisher.image_plan import (
+    DEPENDENCIES_ROOT,
+    RUNTIME_ROOT,
+    WITHOUT_BASE,
+    ImagePlan,
+    LayerRole,
+    PlanBase,
+    image_config,
+)
 from publisher.models import Model
 from publisher.steps import Steps
 from publisher.uv_runner import BuildLog, UvRunner
@@ -58,6 +67,7 @@ class PlatformLayers:
     platform: Platform
     layers: tuple[BuiltLayer, ...]
     lock: EnvironmentLock
+    base: PlanBase = WITHOUT_BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,7 @@ class OciBuilder:
         started = time.monotonic()
         plan = request.plan()
         with self._workspace.work_folder() as work, ThreadPoolExecutor(PARALLEL_PLATFORMS) as pool:
+            bases = self._bases(request, work)
             jobs = [
                 pool.submit(self._dependencies, request, platform, _subfolder(work, platform))
                 for platform in plan.platforms
@@ -120,10 +131,16 @@ class OciBuilder:
                 self._uv.cancel()
                 raise
         platforms = tuple(
-            PlatformLayers(lock.platform, (layer, *shared), lock) for lock, layer in dependencies
+            _platform_layers(bases.get(lock.platform), lock, (layer, *shared)) for lock, layer in dependencies
         )
         index = self._write_documents(plan, platforms)
         return BuildResult(index, platforms, time.monotonic() - started)
+
+    def _bases(self, request: BuildRequest, work: Path) -> Mapping[Platform, BaseImage]:
+        bases = Bases(self._workspace, request.base_credentials, self._steps)
+        return bases.find(
+            request.base, request.platforms, request.environment.python, work, upgrade=request.upgrade
+        )
 
     def _dependencies(
         self, request: BuildRequest, platform: Platform, work: Path
@@ -200,7 +217,7 @@ class OciBuilder:
 
     def _write_manifest(self, plan: ImagePlan, built: PlatformLayers) -> Descriptor:
         diff_ids = [layer.diff_id for layer in built.layers]
-        config = image_config(plan, built.platform, built.lock.digest, diff_ids)
+        config = image_config(plan, built.platform, built.lock.digest, diff_ids, built.base)
         manifest = ImageManifest(
             config=self._store.put_bytes(config.to_bytes()).describe(OCI_CONFIG),
             layers=tuple(layer.descriptor for layer in built.layers),
@@ -235,6 +252,14 @@ def _licences(name: str) -> list[Path]:
     """Licence files of an installed distribution: whoever passes its code on passes these on (EPL-2.0, 3.2)."""
     listed = distribution(name).files or []
     return sorted(Path(str(each.locate())) for each in listed if each.name.upper().startswith("LICENSE"))
+
+
+def _platform_layers(
+    base: BaseImage | None, lock: EnvironmentLock, own: tuple[BuiltLayer, ...]
+) -> PlatformLayers:
+    if base is None:
+        return PlatformLayers(lock.platform, own, lock)
+    return PlatformLayers(lock.platform, (*base.layers(), *own), lock, base.plan())
 
 
 def _subfolder(work: Path, platform: Platform) -> Path:

@@ -43,6 +43,12 @@ COLUMNS = {
     "shortDigest": "DIGEST",
 }
 
+SHARED_ROLES = ("runtime", "model", "script")
+"""Roles of layers that are one blob for all platforms."""
+
+base_app = command_group("Make what images stand on.")
+app.add_typer(base_app, name="base")
+
 ImageArgument = Annotated[
     str, typer.Argument(metavar="NAME[:VERSION]", help="A built image; newest version by default.")
 ]
@@ -91,7 +97,14 @@ def build(
         list[str] | None,
         typer.Option(help="linux/amd64 or linux/arm64; the workspace's by default. May be repeated."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="none: run by the device's own Python.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="What it stands on: none (the device's own Python), a base made by `image base create`, a path, or "
+            "HOST/REPOSITORY:TAG; the workspace's by default.",
+        ),
+    ] = None,
     messages: Annotated[
         str, typer.Option(metavar="INPUT=OUTPUT", help="Message input scored, and output answered on.")
     ] = DEFAULT_MESSAGES,
@@ -237,6 +250,69 @@ def delete(
     note(f"image {found.id} deleted")
 
 
+@base_app.command("create")
+def create_base_image(
+    *,
+    suite: Annotated[str, typer.Option(help="Debian release.")] = "bookworm",
+    arch: Annotated[
+        str | None, typer.Option(help="amd64, arm64 or arm; that of this machine by default.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="How images name it; the suite by default.")
+    ] = None,
+    with_jre: Annotated[
+        bool, typer.Option("--with-jre", help="With a Java runtime, which PySpark needs.")
+    ] = False,
+    package: Annotated[
+        list[str] | None, typer.Option(help="Further Debian package. May be repeated.")
+    ] = None,
+    mirror: Annotated[str | None, typer.Option(metavar="URL", help="Debian mirror.")] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output-file", help="Also write the root file system's tar here.")
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Make it anew, with the packages of today.")
+    ] = False,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a slim Debian base with Python by mmdebstrap, for any architecture, and keep it in the workspace."""
+    from publisher.bases.create import DEFAULT_MIRROR, BaseRecipe, create_base
+
+    recipe = BaseRecipe(
+        platform=Platform("linux", arch) if arch else Platform.host(),
+        suite=suite,
+        mirror=mirror or DEFAULT_MIRROR,
+        with_jre=with_jre,
+        packages=tuple(package or ()),
+    )
+    made = create_base(
+        Workspace.open(),
+        recipe,
+        name=name,
+        output_file=output_file,
+        refresh=refresh,
+        steps=progress,
+        report=lambda line: note(f"  {line}"),
+    )
+    if chosen(output, as_json) is not Format.TABLE:
+        document = {
+            "name": made.name,
+            "platform": str(made.platform),
+            "digest": str(made.digest),
+            "diffId": str(made.diff_id),
+            "sizeBytes": made.size_bytes,
+            "reused": made.reused,
+        }
+        show_document(document, chosen(output, as_json))
+        return
+    print(f"{made.name} {made.platform} {made.diff_id}")
+    note(
+        f"base {made.name} for {made.platform} {'was here' if made.reused else 'made'}, {size_text(made.size_bytes)}"
+    )
+    note(f"next: edgewright image build -m MODEL --base {made.name} --platform {made.platform}")
+
+
 def _platforms(workspace: Workspace, given: list[str] | None) -> tuple[Platform, ...]:
     return tuple(Platform.parse(each) for each in given) if given else default_platforms(workspace)
 
@@ -294,7 +370,7 @@ def _note_build(image: Image) -> None:
         for layer in each.layers:
             if layer.descriptor.digest not in seen:
                 seen.add(layer.descriptor.digest)
-                shared = f" {each.platform}" if layer.role == "dependencies" else ""
+                shared = f" {each.platform}" if layer.role not in SHARED_ROLES else ""
                 how = "reused" if layer.reused else f"{layer.seconds:.1f} s"
                 note(f"  {layer.role + shared:26} {size_text(layer.descriptor.size):>9}  {how}")
     note(f"image {image.id} built in {image.build_seconds:.1f} s, {size_text(image.size)}")

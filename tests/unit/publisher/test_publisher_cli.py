@@ -116,7 +116,7 @@ class TestProgram:
             run("model", "list"),
             2,
             f"unknown key 'platfroms' of [image] in {config}:2",
-            "known keys: default_base",
+            "known keys: base_layers, default_base",
         )
 
     def test_an_unexpected_failure_is_a_line_and_with_debug_a_traceback(
@@ -281,7 +281,7 @@ class TestImages:
                 "not built for linux/arm/v7",
             ),
             (["-m", "digits", "-s", "score.py", "--platform", "arm"], 1, "'os/architecture'"),
-            (["-m", "digits", "-s", "score.py", "--base", "debian"], 2, "not 'debian'"),
+            (["-m", "digits", "-s", "score.py", "--base", "debian"], 1, "base 'debian' must be"),
             (["-m", "digits", "-s", "score.py", "-t", "Digits"], 2, "not 'Digits'"),
         ],
     )

@@ -33,6 +33,7 @@ from edge_contracts.redact import Secret
 from publisher.build_request import BuildRequest
 from publisher.environments import Environment
 from publisher.errors import (
+    BaseImageError,
     InUseError,
     NotFoundError,
     NoWheelError,
@@ -440,7 +441,7 @@ class TestRefused:
 
     def test_another_base(self, workspace: Workspace, request_: BuildRequest) -> None:
         self.refused(
-            workspace, replace(request_, base="debian"), UsageError, "base must be one of none, not 'debian'"
+            workspace, replace(request_, base="debian"), BaseImageError, "base 'debian' must be 'none'"
         )
 
     @pytest.mark.parametrize("name", ["Digits", "a/b", "-a", "a:1", "a" * 129, "", "a..b"])
