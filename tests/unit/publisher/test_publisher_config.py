@@ -41,7 +41,7 @@ def test_unknown_key_names_key_section_file_line_and_known_keys() -> None:
     error = refused('[image]\n\nplatform = ["linux/amd64"]\n')
     assert error.message == (
         "unknown key 'platform' of [image] in /w/edgewright.toml:3; known keys: "
-        "default_base, dependencies_compression, model_compression, platforms"
+        "base_layers, default_base, dependencies_compression, model_compression, platforms"
     )
     assert error.where == "/w/edgewright.toml:3"
 
