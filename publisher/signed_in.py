@@ -44,11 +44,20 @@ class SignedIn:
         try:
             return f"Bearer {self.credential.get_token(SCOPE).token}"
         except Exception as error:  # azure-identity's own tree, which is not imported for this
-            raise sign_in_error(self.host, error) from error
+            raise sign_in_error(f"hub {self.host}", error) from error
 
 
 def sign_in(host: str) -> SignedIn:
     """Whoever `azure-identity` finds signed in; asked for a token only when one is needed.
+
+    Raises:
+        SignInError: the package is not installed.
+    """
+    return SignedIn(host, default_credential())
+
+
+def default_credential() -> TokenCredential:
+    """Whoever `azure-identity` finds: environment variables, a managed identity, `az login`, …
 
     Raises:
         SignInError: the package is not installed.
@@ -60,14 +69,14 @@ def sign_in(host: str) -> SignedIn:
             "signing in needs the package azure-identity, which is not installed",
             next_command='pip install "edgewright[cloud]"',
         ) from error
-    return SignedIn(host, DefaultAzureCredential())
+    return DefaultAzureCredential()
 
 
-def sign_in_error(host: str, error: BaseException) -> SignInError:
+def sign_in_error(peer: str, error: BaseException) -> SignInError:
     """Why nobody could be signed in, in the first line of the SDK's own words."""
     said = str(error).strip().splitlines()
     return SignInError(
-        f"nobody is signed in to Azure for hub {host}: {said[0] if said else type(error).__name__}",
-        where=host,
+        f"nobody is signed in to Azure for {peer}: {said[0] if said else type(error).__name__}",
+        where=peer,
         next_command="az login",
     )

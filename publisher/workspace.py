@@ -148,6 +148,10 @@ class Workspace:
         except FileNotFoundError:
             raise NotFoundError(f"no secret {name!r} in this workspace", where=str(path)) from None
 
+    def forget_secret(self, name: str) -> None:
+        """Remove a secret, if there is one of that name."""
+        self._secret_path(name).unlink(missing_ok=True)
+
     def audit(self, action: str, subject: str, **detail: object) -> None:
         """Note who did what in the audit table; `detail` must hold no secret."""
         with self.database.transaction() as db:

@@ -24,13 +24,14 @@ from publisher.cli.output import (
     show_document,
     show_rows,
 )
-from publisher.credentials.chain import Source, Wish, device_sources, issuer_of
+from publisher.credentials.chain import Source, device_sources, issuer_of
 from publisher.credentials.forms import aci_document, kubernetes_secret, manifest_document
 from publisher.credentials.source import (
     DAY_S,
     WARN_BEFORE_S,
     NoCredentialsError,
     PullCredential,
+    Wish,
     first_credential,
 )
 from publisher.embedded_hub import hub_endpoint

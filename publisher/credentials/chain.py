@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from publisher.credentials.acr import AcrAdmin, AcrRegistries, AcrTokens
 from publisher.credentials.docker_config import DockerConfig
 from publisher.credentials.embedded import EmbeddedCredentials
 from publisher.credentials.source import (
-    DEFAULT_LIFE_S,
     CredentialIssuer,
     CredentialSource,
     NoCredentialsError,
+    Wish,
 )
 from publisher.credentials.static import StaticCredentials
 from publisher.embedded_hub import NoHubError, hub_endpoint
@@ -30,26 +30,13 @@ class Source(StrEnum):
     AUTO = "auto"
     STATIC = "static"
     EMBEDDED = "embedded"
+    ACR = "acr"
+    ACR_ADMIN = "acr-admin"
     DOCKER = "docker"
 
 
-AUTO = (Source.STATIC, Source.EMBEDDED)
+AUTO = (Source.STATIC, Source.EMBEDDED, Source.ACR)
 """What is asked for devices when no source is named: none of these is a person's own login or an administrator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What is wanted of credentials that are made on request.
-
-    Attributes:
-        life_s: how long they are to be good.
-        device: the one device they are for; None for a deployment's.
-        rotate: whether a new password is wanted even while the last is good.
-    """
-
-    life_s: int = DEFAULT_LIFE_S
-    device: str | None = None
-    rotate: bool = False
 
 
 def credentials_for(
@@ -81,8 +68,8 @@ def device_sources(
     workspace: Workspace, source: Source = Source.AUTO, wish: Wish | None = None
 ) -> tuple[CredentialSource, ...]:
     """The sources of devices' credentials, in the order in which they are asked."""
-    wanted = AUTO if source is Source.AUTO else (source,)
-    made = (_MAKERS[each](workspace, wish or Wish()) for each in wanted)
+    is_auto, wish = source is Source.AUTO, wish or Wish()
+    made = (_MAKERS[each](workspace, wish, is_auto) for each in (AUTO if is_auto else (source,)))
     return tuple(each for each in made if each is not None)
 
 
@@ -95,6 +82,9 @@ def issuer_of(workspace: Workspace, registry: str) -> CredentialIssuer:
     embedded = _embedded(workspace, Wish())
     if embedded is not None and embedded.covers(registry):
         return embedded
+    acr = AcrTokens(_acr(workspace), workspace)
+    if workspace.settings.azure.subscription_id:
+        return acr
     raise NoCredentialsError(
         f"users of registry {registry!r} are not made here, so they can be neither listed nor revoked",
         where=registry,
@@ -112,8 +102,21 @@ def _embedded(workspace: Workspace, wish: Wish) -> EmbeddedCredentials | None:
         return None
 
 
-_MAKERS: Mapping[Source, Callable[[Workspace, Wish], CredentialSource | None]] = {
-    Source.STATIC: lambda workspace, _: _static(workspace, os.environ),
-    Source.EMBEDDED: _embedded,
-    Source.DOCKER: lambda _, __: DockerConfig.of(os.environ),
+def _acr(workspace: Workspace) -> AcrRegistries:
+    return AcrRegistries(workspace.settings.azure, workspace.root)
+
+
+def _acr_tokens(workspace: Workspace, wish: Wish, is_auto: bool) -> AcrTokens | None:
+    """Asked unnamed, only where `[azure]` says in which subscription, and for hosts that are Azure's by name."""
+    if is_auto and not workspace.settings.azure.subscription_id:
+        return None
+    return AcrTokens(_acr(workspace), workspace, wish, only_azure_hosts=is_auto)
+
+
+_MAKERS: Mapping[Source, Callable[[Workspace, Wish, bool], CredentialSource | None]] = {
+    Source.STATIC: lambda workspace, wish, is_auto: _static(workspace, os.environ),
+    Source.EMBEDDED: lambda workspace, wish, is_auto: _embedded(workspace, wish),
+    Source.ACR: _acr_tokens,
+    Source.ACR_ADMIN: lambda workspace, wish, is_auto: AcrAdmin(_acr(workspace)),
+    Source.DOCKER: lambda workspace, wish, is_auto: DockerConfig.of(os.environ),
 }

@@ -46,6 +46,21 @@ class PullCredential:
     warning: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of credentials that are made on request.
+
+    Attributes:
+        life_s: how long they are to be good.
+        device: the one device they are for; None for a deployment's.
+        rotate: whether a new password is wanted even while the last is good.
+    """
+
+    life_s: int = DEFAULT_LIFE_S
+    device: str | None = None
+    rotate: bool = False
+
+
 class CredentialSource(Protocol):
     """Makes pull credentials for the images of a deployment."""
 
