@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -74,11 +75,12 @@ class AzureSettings:
     """`[azure]`: where Azure's resources are, for `edgewright[azure]`.
 
     An empty `resource_group` has the registry looked for in the whole subscription. `container_registry` is its name;
-    `arm_endpoint` another cloud's Resource Manager, `ca_file` the authority of its certificate.
+    `location` is only told; `arm_endpoint` another cloud's Resource Manager, `ca_file` the authority of its certificate.
     """
 
     subscription_id: str = ""
     resource_group: str = ""
+    location: str = ""
     container_registry: str = ""
     arm_endpoint: str = "https://management.azure.com"
     ca_file: str = ""
@@ -230,8 +232,16 @@ def _check_values(settings: Settings, path: Path) -> None:
             raise ConfigError(f"image.{key} must be 0 (stored) to 9, not {level}, in {path}", where=str(path))
 
 
-def initial_config(name: str, python: str) -> str:
-    """The file that `edgewright init` writes: the name and the Python, and the rest as comments with its default."""
+def initial_config(name: str, python: str, azure: Mapping[str, str] | None = None) -> str:
+    """The file that `edgewright init` writes: the name and the Python, and the rest as comments with its default.
+
+    `azure` are fields of `[azure]` that are known already.
+    """
+    known = azure or {}
+    resources = "\n".join(
+        f"{'' if known.get(key) else '# '}{key} = {json.dumps(known.get(key, ''), ensure_ascii=False)}"
+        for key in ("subscription_id", "resource_group", "location", "container_registry")
+    )
     return f"""\
 # Settings of this Edgewright workspace. Each is also an environment variable: EDGEWRIGHT_IMAGE_PLATFORMS, …
 
@@ -256,7 +266,5 @@ python = "{python}"   # of the images; with base "none" the device's Python must
 # logins = ["registry.example.com robot env:ROBOT_PASSWORD"]   # or file:PATH; never the password itself
 
 [azure]
-# subscription_id = ""
-# resource_group = ""
-# container_registry = ""
+{resources}
 """

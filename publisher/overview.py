@@ -63,6 +63,11 @@ def overview(workspace: Workspace) -> dict[str, Any]:
     return document
 
 
+def is_running(workspace: Workspace) -> bool:
+    """Whether the workspace's hub or an agent of its devices runs on this machine."""
+    return EmbeddedHub(workspace).status().pid is not None or bool(running_agents(workspace))
+
+
 def tear_down(workspace: Workspace) -> TornDown:
     """Stop agents, their modules and the hub; remove the folder if the demo made it.
 

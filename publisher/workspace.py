@@ -31,6 +31,7 @@ from edge_contracts.redact import Secret
 from publisher.config import CONFIG_NAME, Settings, initial_config, load_settings
 from publisher.database import Database
 from publisher.errors import BusyError, NotFoundError, UsageError, WorkspaceError
+from publisher.named_workspaces import NamedWorkspaces
 
 STATE_NAME = ".edgewright"
 STATE_FOLDERS = ("oci", "cache", "logs", "run", "hub", "secrets")
@@ -39,8 +40,8 @@ LOCK_POLL_S = 0.05
 WORK_LOCK = ".lock"
 
 
-class Workspace:
-    """Where models and images are kept; opened by `init` or `open`.
+class Workspace(NamedWorkspaces):
+    """Where models and images are kept; opened by `init` or `open`, or as Azure ML's SDK v1 does.
 
     Attributes:
         root: the folder with `edgewright.toml`.
@@ -50,7 +51,14 @@ class Workspace:
         database: `workspace.db`.
     """
 
-    def __init__(self, root: Path, environ: Mapping[str, str] | None = None) -> None:
+    @classmethod
+    def at(cls, root: Path, environ: Mapping[str, str] | None = None) -> Workspace:
+        """The workspace in `root`, whose `edgewright.toml` is there; `environ` overrides its settings."""
+        workspace = cls.__new__(cls)
+        workspace._open(root, environ)
+        return workspace
+
+    def _open(self, root: Path, environ: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.state = root / STATE_NAME
         self.settings: Settings = load_settings(
@@ -64,13 +72,18 @@ class Workspace:
             self.database.migrate()
 
     @classmethod
-    def init(cls, path: Path | str = ".") -> Workspace:
-        """Make a workspace in `path` (created if absent), or complete the one that is there; nothing is overwritten."""
+    def init(
+        cls, path: Path | str = ".", *, name: str | None = None, azure: Mapping[str, str] | None = None
+    ) -> Workspace:
+        """Make a workspace in `path` (created if absent), or complete the one that is there; nothing is overwritten.
+
+        `name` is the folder's by default; `azure` are fields of `[azure]`.
+        """
         root = Path(path).expanduser().absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _write_config(root)
-            return cls(root)
+            _write_config(root, name, azure or {})
+            return cls.at(root)
         except OSError as error:
             raise WorkspaceError(f"no workspace can be made in {root}: {error}", where=str(root)) from error
 
@@ -90,18 +103,13 @@ class Workspace:
             candidates = [root, *root.parents]
         for candidate in candidates:
             if (candidate / CONFIG_NAME).is_file():
-                return cls(candidate)
+                return cls.at(candidate)
         above = "" if path is not None else " or above it"
         raise WorkspaceError(
             f"no workspace in {root}{above}: expected a file {CONFIG_NAME}",
             where=str(root),
             next_command="edgewright init",
         )
-
-    @property
-    def name(self) -> str:
-        """How the workspace is called in output."""
-        return self.settings.workspace.name
 
     @property
     def cache(self) -> Path:
@@ -212,14 +220,14 @@ class Workspace:
             ignore.write_text("*\n", encoding="utf-8")
 
 
-def _write_config(root: Path) -> None:
+def _write_config(root: Path, given: str | None, azure: Mapping[str, str]) -> None:
     path = root / CONFIG_NAME
     if path.exists():
         return
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-") or "workspace"
+    name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-") or "workspace"
     part = path.with_name(f".{CONFIG_NAME}.part")
-    part.write_text(initial_config(name, python), encoding="utf-8")
+    part.write_text(initial_config(name, python, azure), encoding="utf-8")
     part.replace(path)
 
 

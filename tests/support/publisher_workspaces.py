@@ -69,7 +69,7 @@ def make_workspace(root: Path, wheels: Path, python: str = "3.11") -> Workspace:
         f'find_links = ["{wheels}"]\n',
         encoding="utf-8",
     )
-    return Workspace(root, environ={})
+    return Workspace.at(root, environ={})
 
 
 def resolved_locks(folder: Path) -> Path:
