@@ -170,8 +170,8 @@ class FastScore:
 
     def _answer_together(self, calls: Sequence[Call], bodies: Sequence[bytes], run_s: float) -> None:
         start = _START % (run_s * 1000)
+        self._count(run_s, len(calls))
         for call, body in zip(calls, bodies, strict=True):
-            self._count(run_s)
             call.connection.answer_ok(call, start, body)
 
     def _run_turn(self, calls: list[Call]) -> None:

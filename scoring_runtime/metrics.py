@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 
 # Seconds. From a tiny tabular model (tens of microseconds) to the longest scoring timeout; dense enough that
 # a median and a 95th percentile read from the buckets are within a factor of about 1.6.
@@ -15,37 +15,71 @@ BUCKETS_S = (
 )  # fmt: skip
 
 
-class Metrics:
-    """Thread-safe: requests are counted in worker threads and read by the HTTP thread."""
+SOURCES = ("http", "message", "golden")
+OUTCOMES = ("ok", "bad_input", "unsupported_content_type", "run_failed", "bad_result", "timed_out")
+# What a worker shows as it is now; the sum over the workers is what the module shows.
+GAUGES = ("runs_in_flight", "runs_overdue", "messages_connected")
 
-    def __init__(self, model: str) -> None:
+# Where a row of numbers keeps what.
+_REQUESTS = {(source, outcome): i for i, (source, outcome) in enumerate(itertools.product(SOURCES, OUTCOMES))}
+_BUCKETS = len(_REQUESTS)
+_RUN_SECONDS = _BUCKETS + len(BUCKETS_S) + 1
+_NON_FINITE = _RUN_SECONDS + 1
+_GAUGES = _NON_FINITE + 1
+NUMBERS = _GAUGES + len(GAUGES)
+
+
+class Metrics:
+    """Thread-safe: requests are counted in worker threads and read by the HTTP thread.
+
+    Every worker process counts in a row of its own and shows the sum of all rows, whichever is asked.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        own: MutableSequence[float] | memoryview[float] | None = None,
+        others: Sequence[Sequence[float] | memoryview[float]] = (),
+    ) -> None:
         self._model = model
         self._lock = threading.Lock()
-        self._requests: Counter[tuple[str, str]] = Counter()
-        self._buckets = [0] * (len(BUCKETS_S) + 1)
-        self._run_seconds = 0.0
-        self._runs = 0
-        self._non_finite = 0
-        self._gauges: dict[str, Callable[[], float]] = {}
+        self._own = own if own is not None else [0.0] * NUMBERS
+        self._others = others
+        self._gauges: dict[int, Callable[[], float]] = {}
+        self._counters: dict[str, Callable[[], int]] = {}
         self._facts: list[str] = []
+        for index in range(_GAUGES, NUMBERS):  # a predecessor's
+            self._own[index] = 0.0
 
-    def request(self, source: str, outcome: str, run_s: float | None) -> None:
-        """Count one request from `source` (http or message); `run_s` is None when run was not reached."""
+    def request(self, source: str, outcome: str, run_s: float | None, count: int = 1) -> None:
+        """Count requests from `source` (http or message); `run_s` is None when run was not reached.
+
+        Args:
+            count: that many alike, which shared a run.
+        """
+        own = self._own
         with self._lock:
-            self._requests[source, outcome] += 1
+            own[_REQUESTS[source, outcome]] += count
             if run_s is not None:
-                self._buckets[bisect_left(BUCKETS_S, run_s)] += 1
-                self._run_seconds += run_s
-                self._runs += 1
+                own[_BUCKETS + bisect_left(BUCKETS_S, run_s)] += count
+                own[_RUN_SECONDS] += run_s * count
 
     def non_finite(self, values: int) -> None:
         """Count numbers of an answer that JSON could only say as null."""
         with self._lock:
-            self._non_finite += values
+            self._own[_NON_FINITE] += values
 
     def gauge(self, name: str, read: Callable[[], float]) -> None:
-        """Show `read()` under `name` at every scrape."""
-        self._gauges[name] = read
+        """Show `read()` under `name`, one of GAUGES; other workers see it as `publish` found it last."""
+        self._gauges[_GAUGES + GAUGES.index(name)] = read
+
+    def counter(self, name: str, read: Callable[[], int]) -> None:
+        """Show a count that is kept elsewhere, for all workers together."""
+        self._counters[name] = read
+
+    def publish(self) -> None:
+        for index, read in self._gauges.items():
+            self._own[index] = read()
 
     def fact(self, name: str, label: str, values: Mapping[str, float]) -> None:
         """Show what does not change, one line for each key of `values`, which is the value of `label`."""
@@ -56,20 +90,30 @@ class Metrics:
         self._facts += [f"# TYPE edgewright_{name} gauge", *lines]
 
     def text(self) -> str:
+        self.publish()
         with self._lock:
-            requests = dict(self._requests)
-            buckets, total_s, runs = list(self._buckets), self._run_seconds, self._runs
-            non_finite = self._non_finite
+            numbers = [sum(column) for column in zip(self._own, *self._others, strict=False)]
         label = f'model="{_escape(self._model)}"'
+        counters = {
+            "non_finite_values_total": int(numbers[_NON_FINITE]),
+            **{name: read() for name, read in self._counters.items()},
+        }
         return "\n".join(
             [
-                *_requests_lines(label, requests),
-                *_histogram_lines(label, buckets, total_s, runs),
-                "# TYPE edgewright_non_finite_values_total counter",
-                f"edgewright_non_finite_values_total{{{label}}} {non_finite}",
+                *_requests_lines(
+                    label, {key: int(numbers[at]) for key, at in _REQUESTS.items() if numbers[at]}
+                ),
+                *_histogram_lines(
+                    label, list(map(int, numbers[_BUCKETS:_RUN_SECONDS])), numbers[_RUN_SECONDS]
+                ),
                 *(
-                    f"# TYPE edgewright_{name} gauge\nedgewright_{name}{{{label}}} {read():g}"
-                    for name, read in self._gauges.items()
+                    f"# TYPE edgewright_{name} counter\nedgewright_{name}{{{label}}} {count}"
+                    for name, count in counters.items()
+                ),
+                *(
+                    f"# TYPE edgewright_{name} gauge\nedgewright_{name}{{{label}}} {numbers[_GAUGES + number]:g}"
+                    for number, name in enumerate(GAUGES)
+                    if _GAUGES + number in self._gauges
                 ),
                 *self._facts,
                 "",
@@ -90,14 +134,14 @@ def _requests_lines(label: str, requests: Mapping[tuple[str, str], int]) -> list
     ]
 
 
-def _histogram_lines(label: str, buckets: list[int], total_s: float, runs: int) -> list[str]:
+def _histogram_lines(label: str, buckets: Sequence[int], total_s: float) -> list[str]:
     lines = ["# TYPE edgewright_run_seconds histogram"]
     below = 0
     for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), buckets, strict=True):
         below += count
         lines.append(f'edgewright_run_seconds_bucket{{{label},le="{bound}"}} {below}')
     lines.append(f"edgewright_run_seconds_sum{{{label}}} {total_s:.6f}")
-    lines.append(f"edgewright_run_seconds_count{{{label}}} {runs}")
+    lines.append(f"edgewright_run_seconds_count{{{label}}} {below}")
     return lines
 
 

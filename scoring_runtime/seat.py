@@ -91,11 +91,11 @@ class Seat:
         """What follows may keep the interpreter to itself for so long."""
         self._row[Field.LENIENT_UNTIL] = time.monotonic() + seconds
 
-    def counters(self, worker: int | None = None) -> memoryview[float]:
-        """The numbers that `metrics` keeps; of another worker to read only."""
-        row = self._row if worker is None else self._board.row(worker)
-        return row[Field.FIRST_COUNTER :]
+    def counters(self, workers: int) -> tuple[memoryview[float], list[memoryview[float]]]:
+        """The numbers that `metrics` keeps: this worker's, and those of the others, to read only."""
+        rows = {worker: self._board.row(worker)[Field.FIRST_COUNTER :] for worker in range(workers)}
+        return rows.pop(self.number), list(rows.values())
 
     def replaced(self, workers: int) -> int:
-        """How many workers were replaced."""
+        """How many workers were replaced so far."""
         return int(sum(self._board.row(worker)[Field.REPLACED] for worker in range(workers)))

@@ -55,8 +55,6 @@ def main(arguments: Sequence[str] | None = None, *, seat: Seat) -> int:
             workers=options.workers,
             cwd=Path.cwd(),
         )
-        if seat.number:  # an edge hub lets a module's identity have one connection, the last one that came
-            settings = replace(settings, edge=None)
         _prepare_process(settings)
         return _serve(settings, seat)
     except StartError as error:
@@ -129,7 +127,8 @@ def _serve(settings: Settings, seat: Seat) -> int:
         health = bind(settings.host, settings.health_port)
     silence_s = min(settings.scoring_timeout_ms / 1000 + GRACE_S, settings.worker_timeout_s)
     seat.report([public] if health is None else [public, health], settings.workers, silence_s)
-    metrics = Metrics(settings.model)
+    metrics = Metrics(settings.model, *seat.counters(settings.workers))
+    metrics.counter("workers_replaced_total", lambda: seat.replaced(settings.workers))
     scorer = _load_scorer(settings, metrics)
     if settings.golden is not None:
         from .golden import check_golden
@@ -146,6 +145,10 @@ def _serve(settings: Settings, seat: Seat) -> int:
     timer = RunTimer(settings.scoring_timeout_ms)
     metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
     metrics.gauge("runs_overdue", lambda: float(timer.overdue))
+    if settings.edge is not None:
+        metrics.gauge("messages_connected", lambda: 0.0)  # worker 0 says it for all
+    if seat.number:  # an edge hub lets a module's identity have one connection, the last one that came
+        settings = replace(settings, edge=None)
     plane = DataPlane(scorer, metrics, timer)
     pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
     readiness = Readiness(settings.model)
@@ -182,7 +185,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
-    clean = asyncio.run(_serve_and_beat(server, seat, silence_s))
+    clean = asyncio.run(_serve_and_beat(server, seat, metrics, silence_s))
     _write_collected()
     if not clean or pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
@@ -191,11 +194,12 @@ def _serve(settings: Settings, seat: Seat) -> int:
     return 0
 
 
-async def _serve_and_beat(server: ModuleServer, seat: Seat, silence_s: float) -> bool:
+async def _serve_and_beat(server: ModuleServer, seat: Seat, metrics: Metrics, silence_s: float) -> bool:
     async def beat() -> None:
         while True:
             await asyncio.sleep(pause_s)
             seat.beat()
+            metrics.publish()
 
     pause_s = min(max(silence_s / 10, 0.1), 1.0)
     seat.ready()

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from scoring_runtime.cpu_budget import available_cpus, parse_cfs, parse_cpu_max
+from scoring_runtime.data_plane import Outcome
 from scoring_runtime.errors import BusyError
-from scoring_runtime.metrics import Metrics
+from scoring_runtime.metrics import NUMBERS, OUTCOMES, Metrics
 from scoring_runtime.schema import Service, Signature, SwaggerDocuments, UnknownSwaggerVersionError
+from scoring_runtime.seat import COUNTERS
 from scoring_runtime.shims.azureml.core.model import Model, ModelNotFoundException
 from scoring_runtime.workers import WorkerPool
 
@@ -97,6 +99,11 @@ def test_a_version_that_cannot_describe_the_model_is_refused() -> None:
         match=r"swagger 2\.0 cannot describe this model; expected one of 3, 3\.0, 3\.1",
     ):
         documents.get(None)
+
+
+def test_metrics_know_every_outcome_and_fit_into_a_workers_row() -> None:
+    assert set(OUTCOMES) == {outcome.value for outcome in Outcome}
+    assert NUMBERS <= COUNTERS
 
 
 def test_labels_of_metrics_are_escaped() -> None:

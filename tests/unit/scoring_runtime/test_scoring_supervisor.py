@@ -175,6 +175,31 @@ def test_a_replacement_of_a_held_module_is_held(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def counted(server: ScoringServer, name: str) -> float:
+    """The sum of a metric's lines."""
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"edgewright_{name}{{"))
+
+
+def test_whichever_worker_is_asked_for_metrics_says_the_sum(tmp_path: Path) -> None:
+    with start(tmp_path, "--workers", "2") as server:
+        served: set[int] = set()
+        asked = 0
+        while len(served) < 2 or asked < 40:
+            served.add(server.score(1).json())
+            asked += 1
+        assert len(served) == 2
+        for _ in range(10):
+            assert counted(server, "requests_total") == asked
+            assert counted(server, "run_seconds_count") == asked
+        assert counted(server, "workers_replaced_total") == 0
+        breaks(server, "exit")
+        # What the dead worker had counted is not lost; the request it died of was never counted.
+        assert server.score(1).status == 200
+        assert counted(server, "requests_total") == asked + 1
+        assert counted(server, "workers_replaced_total") == 1
+
+
 class Clients:
     """Threads that ask until they are told to stop, each with a connection per request."""
 
