@@ -194,7 +194,8 @@ def test_a_first_start_that_fails_shows_why_and_ends(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_by_itself_is_told(tmp_path: Path) -> None:
-    write(tmp_path, script="import os\ndef init(): pass\ndef run(data): os.abort()\n")
+    kill = "os.kill(os.getppid(), 6), time.sleep(20)"  # its supervisor, which would replace the script's own process
+    write(tmp_path, script=f"import os, time\ndef init(): pass\ndef run(data): {kill}\n")
     author = Author(tmp_path, "--script", "score.py", "--port", "0")
     with pytest.raises(OSError):
         call(author.address, "POST", "/score", b"1")
