@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access_log import AccessLogMiddleware
 from .cors import CorsMiddleware
 from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
 from .errors import BadInputError, BusyError, ResultError
@@ -66,6 +67,7 @@ class ScoringApp:
         body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S,
         v2: InferenceV2 | None = None,
         health_headers: Mapping[str, str] | None = None,
+        access_log: bool = False,
     ) -> None:
         self._plane = plane
         self._pool = pool
@@ -77,6 +79,7 @@ class ScoringApp:
         self._body_timeout_s = body_timeout_s
         self._v2 = v2
         self._health_headers = health_headers
+        self._access_log = access_log
 
     def asgi(self) -> ASGIApp:
         app = Starlette(
@@ -93,7 +96,8 @@ class ScoringApp:
         )
         app.router.redirect_slashes = False  # /score/ is 404 on Azure ML's server
         with_ids = RequestIdMiddleware(app)
-        return CorsMiddleware(with_ids, self._cors_origins) if self._cors_origins else with_ids
+        whole = CorsMiddleware(with_ids, self._cors_origins) if self._cors_origins else with_ids
+        return AccessLogMiddleware(whole) if self._access_log else whole
 
     async def healthy(self, request: Request) -> Response:
         return PlainTextResponse("Healthy", headers=self._health_headers)
@@ -110,7 +114,7 @@ class ScoringApp:
         if request.method == "OPTIONS" and not self._plane.takes_raw_http:
             return Response(status_code=200, media_type=JSON, headers={"x-ms-run-function-failed": "False"})
         if request.method == "HEAD":
-            return _error(405, "Method Not Allowed", {"allow": "GET, POST, OPTIONS"})
+            raise HTTPException(405, headers={"Allow": "GET, OPTIONS, POST"})
         return await self.answer(request, self._plane, _scored, _error)
 
     async def answer(
@@ -211,11 +215,6 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Each name and value stands for its line of the head: colon, space, CR and LF are the four bytes.
-        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
-            refusal = _error(431, f"the head exceeds {MAX_HEAD_BYTES} bytes", {"connection": "close"})
-            await refusal(scope, receive, send)
-            return
         try:
             ids = RequestIds.read(Request(scope).headers)
         except IdTooLongError as error:
@@ -228,7 +227,19 @@ class RequestIdMiddleware:
                 message["headers"] = [*message["headers"], *ids.headers()]
             await send(message)
 
-        await self._app(scope, receive, send_with_ids)
+        app = _refused_head(scope) or self._app
+        await app(scope, receive, send_with_ids)
+
+
+def _refused_head(scope: Scope) -> Response | None:
+    """The answer to a head that no route should see."""
+    # Each name and value stands for its line of the head: colon, space, CR and LF are the four bytes.
+    if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+        return _error(431, f"the head exceeds {MAX_HEAD_BYTES} bytes", {"connection": "close"})
+    hosts = sum(name == b"host" for name, _ in scope["headers"])
+    if scope["http_version"] == "1.1" and hosts != 1:  # RFC 9112 §3.2
+        return _error(400, f"expected one Host header in an HTTP/1.1 request, found {hosts or 'none'}")
+    return None
 
 
 async def _read_body(request: Request, limit_bytes: int) -> bytes:
@@ -321,7 +332,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, method not allowed) in the contract's form."""
     if not isinstance(error, HTTPException):
         raise error
-    return _error(error.status_code, str(error.detail), error.headers)
+    return _error(error.status_code, _refused_route(request, error), error.headers)
+
+
+def _refused_route(request: Request, error: HTTPException) -> str:
+    if error.status_code == 404:
+        return f"there is no route '{request.url.path[:100]}'; expected one of {', '.join(_paths(request))}"
+    if error.status_code == 405:
+        allowed = sorted({*(error.headers or {}).get("Allow", "").split(", ")} - {"HEAD"})
+        return (
+            f"{request.method[:20]} is no method of '{request.url.path[:100]}'; expected {', '.join(allowed)}"
+        )
+    return str(error.detail)
+
+
+def _paths(request: Request) -> Iterable[str]:
+    return dict.fromkeys(route.path for route in request.app.routes if isinstance(route, Route))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import log_format, old_imports
+from .config_file import apply_config_file
 from .cpu_budget import available_cpus
 from .errors import ModelError, ScriptError, StartError
 from .metrics import Metrics
@@ -27,6 +28,7 @@ from .settings import DEFAULT_HOST, DEFAULT_PORT, VARIABLES, Settings
 from .sockets import bind, listening_sockets
 from .supervisor import GRACE_S
 from .traffic import Traffic
+from .version import VERSION
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None, *, seat: Seat) -> int:
     """Run until stopped; the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        notes = apply_config_file(
+            os.environ, given=options.config_file, entry_script=options.entry_script, cwd=Path.cwd()
+        )
         settings = Settings.read(
             os.environ,
             entry_script=options.entry_script,
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, *, seat: Seat) -> int:
             workers=options.workers,
             cwd=Path.cwd(),
         )
-        _prepare_process(settings)
+        _prepare_process(settings, notes)
         return _serve(settings, seat)
     except StartError as error:
         if isinstance(error, ScriptError) and error.user_traceback:
@@ -91,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help=f"port to listen on (default {DEFAULT_PORT}; 0 for any)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default 1)")
     parser.add_argument(
+        "--config-file", metavar="FILE", help="JSON object of the variables below, for those that are not set"
+    )
+    parser.add_argument(
         "--golden",
         metavar="DIR",
         help="recorded requests and answers to reproduce before the module is ready",
@@ -98,20 +106,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_process(settings: Settings) -> None:
+def _prepare_process(settings: Settings, notes: Sequence[str]) -> None:
     """What a script may rely on: its working directory, AZUREML_MODEL_DIR, and that its output appears at once."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if settings.model_dir is not None:
         os.environ["AZUREML_MODEL_DIR"] = str(settings.model_dir)
     if settings.app_root.is_dir():
         os.chdir(settings.app_root)
+    sys.path += [
+        str(folder) for folder in (settings.app_root, settings.source_directory) if folder is not None
+    ]
     # After everything else on the path: a real azureml package in the image wins.
     sys.path.append(str(Path(__file__).parent / "shims"))
     old_imports.install()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     log_format.configure(settings.log_level, settings.log_format)
-    for warning in settings.warnings:
+    script_folder = [settings.served.parent] if settings.is_script else []
+    log_format.configure_by_file([settings.app_root, *script_folder])
+    for warning in (*notes, *settings.warnings):
         log.warning("%s", warning)
 
 
@@ -164,6 +177,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
         body_timeout_s=settings.body_timeout_s,
         v2=_inference_v2(settings, scorer, metrics, timer, readiness),
         health_headers=_show_providers(scorer, metrics, readiness),
+        access_log=settings.access_log,
     )
     server = ModuleServer(
         app.asgi(),
@@ -173,7 +187,11 @@ def _serve(settings: Settings, seat: Seat) -> int:
         hold=settings.hold,
         early=seat.early,
         traffic=_message_traffic(settings, plane, pool, readiness, metrics),
-        fast=FastScore.over(
+        headers=[(b"x-ms-server-version", f"edgewright/{VERSION}".encode())] if settings.says_version else [],
+        # An access line needs what the general path knows of a request; both together would not be fast.
+        fast=None
+        if settings.access_log
+        else FastScore.over(
             scorer,
             plane,
             pool,

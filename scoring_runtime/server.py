@@ -20,8 +20,9 @@ import logging
 import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from email.utils import formatdate
 
 import uvicorn
@@ -35,6 +36,7 @@ from .head_memo import END, MAX_HEAD_BYTES, START, Head
 from .readiness import Phase, Readiness
 from .signals import EarlySignals
 from .traffic import Traffic
+from .wire_refusal import wire_refusal
 
 log = logging.getLogger("scoring_runtime")
 
@@ -51,10 +53,6 @@ _QUIET_S = 60
 # A head or trailers beyond this end their connection: httptools would gather them without end. The first read of a head
 # is not counted, so the application's own limit (the same) is what most see.
 _HEAD_LIMIT_BYTES = 64 * 1024
-_HEAD_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b'content-length: 42\r\n\r\n{"message":"the head exceeds 65536 bytes"}'
-)
 # Bytes of following requests kept while one is computed; more stays in the socket.
 _BACKLOG_BYTES = 64 * 1024
 
@@ -65,7 +63,7 @@ class ListenerState(ServerState):
     Attributes:
         draining: SIGTERM was received.
         second: counts the ticks; idle connections are measured by it instead of by a timer for each request.
-        date: the Date header's line.
+        date: the Date header's line, and what else every answer says.
     """
 
     draining = False
@@ -260,10 +258,29 @@ class ScoringProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_message and self._received - self._head_from > _HEAD_LIMIT_BYTES:
             if self._reading_head and (self.cycle is None or self.cycle.response_complete):
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
+                self._refuse_wire(431, f"the head exceeds {_HEAD_LIMIT_BYTES} bytes")
             else:
                 self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called while the parser's error is handled: its text says what is wrong."""
+        is_body = self._in_message and not self._reading_head
+        if self.cycle is not None and not self.cycle.response_complete and not is_body:
+            # The requests before it are being answered; the last of their answers ends the connection.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        elif self.pipeline:
+            self.transport.abort()  # an answer now would be taken for that of an earlier request
+        else:
+            self._refuse_wire(400, f"expected an HTTP/1.1 request, found: {sys.exception() or msg}")
+
+    def _refuse_wire(self, status: int, message: str) -> None:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # in the middle of an answer there is no place for another
+            return
+        headers = self.headers if self._in_message else []
+        self.transport.write(wire_refusal(status, message, headers, self.server_state.date))
+        self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         self._head_from = self._received
@@ -331,8 +348,15 @@ class ScoringProtocol(HttpToolsProtocol):
 class Listener:
     """One listening socket and the connections accepted from it."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket, fast: FastScore | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        fast: FastScore | None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._socket = sock
+        self._headers = headers
         self._fast = fast
         self._config = uvicorn.Config(
             app,
@@ -363,8 +387,8 @@ class Listener:
     def tick(self) -> None:
         """The Date header, made once a second instead of once a response; and what was quiet for too long ends."""
         date = formatdate(usegmt=True).encode()
-        self._state.default_headers = [(b"date", date)]
-        self._state.date = b"date: %b\r\n" % date
+        self._state.default_headers = [(b"date", date), *self._headers]
+        self._state.date = b"".join(b"%b: %b\r\n" % pair for pair in self._state.default_headers)
         self._state.second += 1
         for connection in list(self._state.connections):
             if isinstance(connection, ScoringProtocol):
@@ -412,10 +436,11 @@ class ModuleServer:
         early: EarlySignals,
         traffic: Traffic,
         fast: FastScore | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self._readiness = readiness
-        self._public = Listener(app, public, fast)
-        self._health = Listener(app, health, fast) if health is not None else None
+        self._public = Listener(app, public, fast, headers)
+        self._health = Listener(app, health, fast, headers) if health is not None else None
         self._hold = hold
         self._early = early
         self._traffic = traffic

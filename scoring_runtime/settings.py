@@ -53,6 +53,10 @@ VARIABLES = {
     "EDGEWRIGHT_COLLECTED_MAX_BYTES": "most bytes of collected data, 32 MiB by default",
     "AZUREML_LOG_LEVEL": "DEBUG, INFO (default), WARNING or ERROR",
     "EDGEWRIGHT_GOLDEN": "folder of golden cases, relative to AML_APP_ROOT; checked before the module is ready",
+    "AZUREML_CONFIG_FILE": "JSON object of these variables; else config.json in AML_APP_ROOT or beside the script",
+    "AZUREML_SOURCE_DIRECTORY": "folder below AML_APP_ROOT from which a script can import",
+    "SERVER_VERSION_LOG_RESPONSE_ENABLED": "false: answers do not say x-ms-server-version; true by default",
+    "EDGEWRIGHT_ACCESS_LOG": "1: a line for each scored request at level INFO",
     "EDGEWRIGHT_LOG_FORMAT": "text (default) or json: one object a line",
     "SERVICE_NAME": "title of the swagger documents",
     "SERVICE_VERSION": "version of the swagger documents",
@@ -129,6 +133,9 @@ class Settings:
     required_providers: tuple[str, ...] = ()
     workers: int = 1
     worker_timeout_s: int = DEFAULT_WORKER_TIMEOUT_S
+    source_directory: Path | None = None
+    says_version: bool = True
+    access_log: bool = False
 
     @classmethod
     def read(
@@ -189,6 +196,9 @@ class Settings:
             required_providers=required,
             workers=_workers(environment, workers),
             worker_timeout_s=_number(environment, "WORKER_TIMEOUT", 1, 86_400) or DEFAULT_WORKER_TIMEOUT_S,
+            source_directory=_source_directory(environment, app_root),
+            says_version=_flag(environment, "SERVER_VERSION_LOG_RESPONSE_ENABLED", default=True),
+            access_log=_flag(environment, "EDGEWRIGHT_ACCESS_LOG"),
         )
 
 
@@ -297,9 +307,16 @@ def _number(environment: Mapping[str, str], name: str, low: int, high: int) -> i
     return int(text)
 
 
-def _flag(environment: Mapping[str, str], name: str) -> bool:
+def _source_directory(environment: Mapping[str, str], app_root: Path) -> Path | None:
+    name = environment.get("AZUREML_SOURCE_DIRECTORY", "").strip()
+    return app_root / name if name else None
+
+
+def _flag(environment: Mapping[str, str], name: str, *, default: bool = False) -> bool:
     text = environment.get(name, "").strip().lower()
-    if text not in ("", "0", "1", "true", "false"):
+    if not text:
+        return default
+    if text not in ("0", "1", "true", "false"):
         raise SettingsError(f"{name} must be 1 or 0, not '{text}'")
     return text in ("1", "true")
 

@@ -82,7 +82,9 @@ class AppUnderTest:
             "path": path,
             "raw_path": path.encode(),
             "query_string": quote(query, safe="=&%+").encode(),
-            "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
+            "headers": [
+                (k.lower().encode(), v.encode()) for k, v in {"host": "x", **(headers or {})}.items()
+            ],
         }
         return asyncio.run(
             self._call(scope, [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""], pause_s)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -38,6 +38,16 @@ class Answer(Reply):
 def has_package(name: str) -> bool:
     """Whether scripts can import it."""
     return subprocess.run([PYTHON, "-c", f"import {name}"], capture_output=True, check=False).returncode == 0
+
+
+def shims_for_others(folder: Path) -> dict[str, str]:
+    """Variables that give another server what this one has of old packages; nothing for this one."""
+    if IS_OURS:
+        return {}
+    hook = folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("from scoring_runtime import old_imports\nold_imports.install()\n")
+    return {"PYTHONPATH": f"{hook}:{ROOT}:{ROOT / 'scoring_runtime/shims'}"}
 
 
 def free_port() -> int:
@@ -86,6 +96,12 @@ class ContractServer:
                     return self
             except OSError:
                 assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def until_logged(self, holds: Callable[[str], object]) -> None:
+        deadline = time.monotonic() + 5
+        while not holds(self.log):
+            assert time.monotonic() < deadline, self.log
             time.sleep(0.05)
 
     def until_ended(self) -> int:
