@@ -428,7 +428,9 @@ def test_45_collection_is_off_by_default_and_lies_under_the_documented_path(tmp_
 def test_26_a_health_port_of_its_own(tmp_path: Path) -> None:
     port = contract.free_port()
     variables = {"SEPERATE_HEALTH_ENDPOINT": "true", "HEALTH_PORT": str(port)}
-    with ContractServer(tmp_path, COUNTER, **variables).until_healthy() as server:
+    # Azure ML's server overwrites HEALTH_PORT by its own default.
+    options = f"--health_port {port}"
+    with ContractServer(tmp_path, COUNTER, others_options=options, **variables).until_healthy() as server:
         assert call(("127.0.0.1", port), "GET", "/").body == b"Healthy"
         assert server.call("GET", "/").body == b"Healthy"
 

@@ -59,17 +59,19 @@ def free_port() -> int:
 class ContractServer:
     """One script behind one server process."""
 
-    def __init__(self, folder: Path, script: str, **variables: str) -> None:
+    def __init__(self, folder: Path, script: str, *, others_options: str = "", **variables: str) -> None:
+        """`others_options` are for a server that is not ours and lacks a variable for what the test needs."""
         self.folder = folder
         self.port = free_port()
         (folder / "score.py").write_text(dedent(script))
         self._log = folder / "server.log"
         command = COMMAND.format(python=PYTHON, script="score.py", port=self.port)
+        command += "" if IS_OURS else f" {others_options}"
         # Both know the script's folder as the working directory; PYTHONPATH finds our runtime in another interpreter.
         path = {} if sys.executable == PYTHON else {"PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                shlex.split(command), cwd=folder, env=environment(**path, **variables), stdout=log, stderr=log
+                shlex.split(command), cwd=folder, env=environment(**path | variables), stdout=log, stderr=log
             )
 
     def __enter__(self) -> ContractServer:
