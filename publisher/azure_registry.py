@@ -31,9 +31,10 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.pipeline.policies import RetryPolicy
+from azure.core.pipeline import PipelineRequest
+from azure.core.pipeline.policies import RetryPolicy, SansIOHTTPPolicy
 from azure.core.polling import LROPoller
-from azure.mgmt.containerregistry import ContainerRegistryManagementClient
+from azure.mgmt import containerregistry
 from azure.mgmt.containerregistry import models as sdk
 
 from edge_contracts.errors import PublishError
@@ -156,7 +157,7 @@ class AzureRegistries:
         self.subscription_id = subscription_id
         endpoint = arm_endpoint.rstrip("/")
         trust = {} if ca_file is None else {"connection_verify": str(ca_file)}
-        self._client = ContainerRegistryManagementClient(
+        self._client = containerregistry.ContainerRegistryManagementClient(
             credential,  # type: ignore[arg-type]
             subscription_id,
             base_url=endpoint,
@@ -282,6 +283,28 @@ class AzureRegistries:
             raise AzureBusyError(text, where=where) from error
         except HttpResponseError as error:
             raise _refusal(error, what, where, f"Microsoft.ContainerRegistry/{action}") from error
+
+
+class ContainerRegistryManagementClient(containerregistry.ContainerRegistryManagementClient):
+    """Microsoft's client, called as scripts of 2019 call it: `list_credentials(group, name, custom_headers=None, raw=False)`.
+
+    Those two options were of the SDK's former generation; today's passes them on to where they are unknown.
+    """
+
+    def __init__(
+        self, credential: Any, subscription_id: str, base_url: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(
+            credential, subscription_id, base_url, per_call_policies=[_FormerOptions()], **options
+        )
+
+
+class _FormerOptions(SansIOHTTPPolicy[Any, Any]):
+    def on_request(self, request: PipelineRequest[Any]) -> None:
+        options = request.context.options
+        if options.pop("raw", False):
+            raise ValueError("raw=True is of the SDK's former generation: give raw_response_hook a function")
+        request.http_request.headers.update(options.pop("custom_headers", None) or {})
 
 
 class _Retries(RetryPolicy):

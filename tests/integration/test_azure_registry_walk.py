@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,29 @@ def test_device_gets_a_user_of_its_own(run: Run, registry: RunningRegistry, push
     run("registry", "revoke", mine["username"], registry.address)
     assert opens(registry, shared)
     assert not opens(registry, mine)
+
+
+def test_script_of_the_original_document_runs_as_the_page_prints_it(
+    run: Run, arm: ArmEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "credentials.md"
+    [script] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    call = "ContainerRegistryManagementClient(DefaultAzureCredential(), subscription_id"
+    assert script.count(call) == 1
+    monkeypatch.chdir(tmp_path / "workspace")
+    options = {
+        "base_url": arm.url,
+        "connection_verify": str(arm.ca_file),
+        "credential_scopes": ["https://management.azure.com/.default"],
+    }
+    with managed_identity() as identity:
+        for name, value in identity.items():
+            monkeypatch.setenv(name, value)
+        names: dict[str, Any] = {"EMULATOR": options}
+        exec(script.replace(call, f"{call}, **EMULATOR"), names)  # noqa: S102 - only where it dials is added
+    assert (names["reg_name"], names["username"], names["password"]) == ("mine", "mine", "admin-pass-1")
+    with pytest.raises(ValueError, match="raw"):
+        names["client"].registries.list_credentials(GROUP, "mine", raw=True)
 
 
 def test_not_signed_in_is_one_message_with_the_way_in(run: Run, registry: RunningRegistry) -> None:
