@@ -68,6 +68,7 @@ _LABELLED_ENVIRONMENT = {
     "EDGEWRIGHT_MESSAGES": "edgewright.messages",
     "EDGEWRIGHT_MODEL_FILE": "edgewright.model-file",
     "AZUREML_ENTRY_SCRIPT": "edgewright.entry-script",
+    "EDGEWRIGHT_GOLDEN": "edgewright.golden",
 }
 
 Step = list[str]

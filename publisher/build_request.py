@@ -15,10 +15,12 @@ from publisher.builders.layer import LayerFile
 from publisher.config import EnvironmentSettings
 from publisher.entry_script import check_entry_script
 from publisher.environments import Environment
-from publisher.errors import ScriptError, UsageError
+from publisher.errors import GoldenError, ScriptError, UsageError
+from publisher.golden import SCHEMA, read_golden, recording_platform, recording_python
 from publisher.image_plan import (
     APP_ROOT,
     DEFAULT_MESSAGES,
+    GOLDEN_FOLDER,
     MODELS_FOLDER,
     NO_BASE,
     ImagePlan,
@@ -45,6 +47,7 @@ class BuildRequest:
             relative to it, anything else goes in under its own name.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
         base_credentials: of registries that bases are taken from.
+        golden: file or folder of golden requests, or `schema` for the script's own sample.
         upgrade: resolve anew although the workspace has a lock for these requirements, and the tag of the base.
         locked: build from the workspace's locks and what is on this machine, or not at all.
         index, extra_index: package indexes in place of the workspace's; they may hold credentials.
@@ -59,6 +62,7 @@ class BuildRequest:
     base: str = NO_BASE
     base_credentials: BaseCredentials | None = field(default=None, repr=False)
     messages: str = DEFAULT_MESSAGES
+    golden: Path | None = None
     upgrade: bool = False
     locked: bool = False
     index: str = field(default="", repr=False)
@@ -99,6 +103,7 @@ class BuildRequest:
             python=self.environment.python,
             platforms=self.platforms,
             messages=self.messages,
+            golden=self.golden is not None,
         )
 
     def script_files(self) -> list[LayerFile]:
@@ -145,6 +150,21 @@ def check_request(request: BuildRequest) -> None:
     for platform in request.platforms:
         uv_platform(platform)
     _check_environment(request)
+    _check_golden(request)
+
+
+def _check_golden(request: BuildRequest) -> None:
+    if request.golden is None:
+        return
+    recording_platform(request.platforms)
+    recording_python(request.environment.python)
+    if str(request.golden) != SCHEMA:
+        read_golden(request.golden)
+    taken = f"{APP_ROOT.strip('/')}/{GOLDEN_FOLDER}/"
+    if any(file.path.startswith(taken) for file in request.script_files()):
+        raise GoldenError(
+            f"an included file would be in {GOLDEN_FOLDER}/, where golden cases go; rename its folder"
+        )
 
 
 def _check_environment(request: BuildRequest) -> None:

@@ -10,6 +10,7 @@ PublishError
 ├── ModelFileError                the file or folder to register cannot be taken
 ├── DocumentError                 a YAML document that cannot be read
 ├── BaseImageError                the base is not there, or does not fit
+├── GoldenError                   golden requests that cannot be read, or are answered otherwise
 ├── ScriptError                   the entry script cannot be what the image starts
 └── EnvironmentResolveError       the requirements cannot become layers
     ├── RequirementError            a requirement is not one
@@ -81,6 +82,12 @@ class DocumentError(PublishError):
     """A YAML document that cannot be read, or says something that is not taken."""
 
     code = "document"
+
+
+class GoldenError(PublishError):
+    """A golden request cannot be read, the image cannot answer it here, or answers otherwise than was given."""
+
+    code = "golden"
 
 
 class BaseImageError(PublishError):

@@ -27,6 +27,7 @@ from edge_contracts.image_ref import ImageDigest
 HTTP_PORT = 5001
 APP_ROOT = "/var/azureml-app"
 MODELS_FOLDER = "azureml-models"
+GOLDEN_FOLDER = "golden"
 MODELS_ROOT = f"{APP_ROOT}/{MODELS_FOLDER}"
 DEPENDENCIES_ROOT = "/opt/edgewright/dependencies"
 RUNTIME_ROOT = "/opt/edgewright/runtime"
@@ -108,6 +109,7 @@ class ImagePlan:
         entry_script: base name of the script; None for a bare ONNX model.
         python: minor version, as `3.11`.
         messages: which message input goes to which output.
+        golden: whether the script layer has golden cases, which the runtime checks before it is ready.
     """
 
     models: tuple[PlannedModel, ...]
@@ -115,6 +117,7 @@ class ImagePlan:
     python: str
     platforms: tuple[Platform, ...]
     messages: str = DEFAULT_MESSAGES
+    golden: bool = False
 
     @property
     def model_ids(self) -> str:
@@ -142,7 +145,7 @@ class ImagePlan:
             LayerRole.DEPENDENCIES: DEPENDENCIES_ROOT,
             LayerRole.RUNTIME: RUNTIME_ROOT,
             **models,
-            **({LayerRole.SCRIPT: APP_ROOT} if self.entry_script is not None else {}),
+            **({LayerRole.SCRIPT: APP_ROOT} if self.entry_script is not None or self.golden else {}),
         }
         return {str(role): folder for role, folder in folders.items()}
 
@@ -170,13 +173,21 @@ def image_labels(plan: ImagePlan, lock: ImageDigest, base: PlanBase = WITHOUT_BA
         "edgewright.model": plan.model_ids,
         "edgewright.messages": plan.messages,
     }
-    optional = {"edgewright.entry-script": plan.entry_script, "edgewright.model-file": plan.model_file}
+    optional = {
+        "edgewright.entry-script": plan.entry_script,
+        "edgewright.model-file": plan.model_file,
+        "edgewright.golden": GOLDEN_FOLDER if plan.golden else None,
+    }
     return labels | {name: value for name, value in optional.items() if value is not None}
 
 
 def image_environment(plan: ImagePlan, base: PlanBase = WITHOUT_BASE) -> dict[str, str]:
     """What a container engine sets for the scoring runtime; the process runtime composes the same from the labels."""
-    optional = {"AZUREML_ENTRY_SCRIPT": plan.entry_script, "EDGEWRIGHT_MODEL_FILE": plan.model_file}
+    optional = {
+        "AZUREML_ENTRY_SCRIPT": plan.entry_script,
+        "EDGEWRIGHT_MODEL_FILE": plan.model_file,
+        "EDGEWRIGHT_GOLDEN": GOLDEN_FOLDER if plan.golden else None,
+    }
     return (
         base.environment
         | {

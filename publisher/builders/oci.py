@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -41,6 +41,8 @@ from publisher.config import EnvironmentSettings
 from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
 from publisher.errors import BuildCancelledError
 from publisher.garbage import LAYER_CACHE
+from publisher.golden import recording_platform
+from publisher.golden_run import GoldenRun
 from publisher.image_plan import (
     DEPENDENCIES_ROOT,
     RUNTIME_ROOT,
@@ -126,6 +128,7 @@ class OciBuilder:
             try:
                 shared = self._shared_layers(request, plan)
                 dependencies = _all_done(jobs)
+                shared += self._script_layer(request, plan, shared, dependencies, work)
             except BaseException:
                 self._stop.set()
                 self._uv.cancel()
@@ -166,15 +169,40 @@ class OciBuilder:
         return installed_files(target, lock, DEPENDENCIES_ROOT.strip("/"))
 
     def _shared_layers(self, request: BuildRequest, plan: ImagePlan) -> list[BuiltLayer]:
-        """Layers that all platforms share: runtime, models and, where there is one, script."""
+        """Layers that all platforms share: runtime and models."""
         runtime = runtime_files()
         models = [
             self._model_layer(model, planned.root)
             for model, planned in zip(request.models, plan.models, strict=True)
         ]
-        layers = [self._small_layer(LayerRole.RUNTIME, runtime), *models]
-        script = request.script_files()
-        return [*layers, self._small_layer(LayerRole.SCRIPT, script)] if script else layers
+        return [self._small_layer(LayerRole.RUNTIME, runtime), *models]
+
+    def _script_layer(
+        self,
+        request: BuildRequest,
+        plan: ImagePlan,
+        shared: Sequence[BuiltLayer],
+        dependencies: Sequence[tuple[EnvironmentLock, BuiltLayer]],
+        work: Path,
+    ) -> list[BuiltLayer]:
+        """The script's and the golden cases' layer, shared by all platforms; none where there is neither."""
+        files = request.script_files()
+        if request.golden is None:
+            return [self._small_layer(LayerRole.SCRIPT, files)] if files else []
+        platform = recording_platform(plan.platforms)
+        [below] = [layer for lock, layer in dependencies if lock.platform == platform]
+        run = GoldenRun(plan, request.golden, files, (below, *shared))
+        key = run.key(SMALL_LAYER_COMPRESSION)
+        label = " with golden answers"
+        return [
+            self._layer(
+                key, LayerRole.SCRIPT, SMALL_LAYER_COMPRESSION, lambda: self._golden(run, work), label
+            )
+        ]
+
+    def _golden(self, run: GoldenRun, work: Path) -> list[LayerFile]:
+        with self._steps("recording golden answers"):
+            return run.files_with_answers(self._store, _named_folder(work, "golden"))
 
     def _model_layer(self, model: Model, root: str) -> BuiltLayer:
         level, inside = self._workspace.settings.image.model_compression, root.strip("/")
@@ -263,7 +291,11 @@ def _platform_layers(
 
 
 def _subfolder(work: Path, platform: Platform) -> Path:
-    folder = work / str(platform).replace("/", "-")
+    return _named_folder(work, str(platform).replace("/", "-"))
+
+
+def _named_folder(work: Path, name: str) -> Path:
+    folder = work / name
     folder.mkdir()
     return folder
 

@@ -105,6 +105,14 @@ def build(
             "HOST/REPOSITORY:TAG; the workspace's by default.",
         ),
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH|schema",
+            help="Requests (a JSON file or a folder of them) whose answers are recorded by running the image here, and "
+            "checked on every device before it is ready; schema: the script's own sample.",
+        ),
+    ] = None,
     messages: Annotated[
         str, typer.Option(metavar="INPUT=OUTPUT", help="Message input scored, and output answered on.")
     ] = DEFAULT_MESSAGES,
@@ -136,6 +144,7 @@ def build(
         platforms=_platforms(workspace, platform),
         base=base or workspace.settings.image.default_base,
         messages=messages,
+        golden=golden,
         upgrade=upgrade,
         locked=locked,
         index=index or "",

@@ -50,7 +50,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def image(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> ContainerImage:
     model = Model.register(workspace, doubler(tmp_path_factory.mktemp("model")), "doubler")
     environment = Environment((), "3.11")
-    request = BuildRequest("doubler", model, None, environment, platforms=(AMD64, ARM64), base="bookworm")
+    request = BuildRequest("doubler", (model,), None, environment, platforms=(AMD64, ARM64), base="bookworm")
     return ContainerImage.from_request(workspace, request)
 
 
