@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Self
 from urllib.parse import urlsplit
 
 from edge_containers.image_model import Platform
@@ -26,6 +27,7 @@ from publisher.image_plan import (
     ImagePlan,
     PlannedModel,
 )
+from publisher.mlflow_image import mlflow_environment, mlflow_script, mlflow_settings
 from publisher.models import Model
 from publisher.target_platforms import uv_platform
 
@@ -41,10 +43,11 @@ class BuildRequest:
 
     Attributes:
         models: at least one, none twice; each becomes a layer of its own.
-        script: the entry script; None only for one model that is a single `.onnx` file.
+        script: the entry script; None only for one model that is a single `.onnx` file or an MLflow folder.
         environment: the user's requirements; the runtime's are added.
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
+        settings_files: generated files beside the script.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
         base_credentials: of registries that bases are taken from.
         golden: file or folder of golden requests, or `schema` for the script's own sample.
@@ -58,6 +61,7 @@ class BuildRequest:
     script: Path | None
     environment: Environment
     includes: tuple[Path, ...] = ()
+    settings_files: Mapping[str, bytes] = field(default_factory=dict)
     platforms: tuple[Platform, ...] = ()
     base: str = NO_BASE
     base_credentials: BaseCredentials | None = field(default=None, repr=False)
@@ -90,6 +94,22 @@ class BuildRequest:
             index=self.index or settings.index,
             extra_index=self.extra_index or settings.extra_index,
             no_index=False,
+        )
+
+    def with_own_script(self) -> Self:
+        """The request with the script and the requirements that an MLflow model brings, where none is given.
+
+        Raises:
+            MlflowModelError: the folder cannot be scored as it is.
+        """
+        if self.script is not None or len(self.models) != 1 or (model := self.models[0].as_mlflow()) is None:
+            return self
+        python = self.environment.python
+        return replace(
+            self,
+            script=mlflow_script(model),
+            settings_files=mlflow_settings(model, self.models[0].base_name),
+            environment=mlflow_environment(model, python).joined(self.environment),
         )
 
     def plan(self) -> ImagePlan:
@@ -127,7 +147,8 @@ class BuildRequest:
                         f"{source} and {files[name]} would both be {name} in the image", where=str(source)
                     )
         root = APP_ROOT.strip("/")
-        return [LayerFile(f"{root}/{name}", source) for name, source in files.items()]
+        generated = [LayerFile(f"{root}/{name}", data) for name, data in self.settings_files.items()]
+        return [*(LayerFile(f"{root}/{name}", source) for name, source in files.items()), *generated]
 
 
 def check_request(request: BuildRequest) -> None:
@@ -210,7 +231,7 @@ def _check_bare_onnx(request: BuildRequest) -> None:
         )
     if not (model.is_file and PurePosixPath(model.base_name).suffix == ".onnx"):
         raise ScriptError(
-            f"model {model.id} ({model.base_name}) needs an entry script: only a single .onnx file scores without one; "
+            f"model {model.id} ({model.base_name}) needs an entry script: only a single .onnx file and an MLflow folder score without one; "
             "give one with -s SCRIPT",
             where=model.id,
         )

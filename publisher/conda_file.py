@@ -149,14 +149,17 @@ class CondaEnvironment:
         )
 
 
-def read_conda(path: Path) -> CondaEnvironment:
+def read_conda(path: Path, name: str | None = None) -> CondaEnvironment:
     """Read a conda environment file.
+
+    One that stands for another in messages, under `name`, came with somebody's model: it may include no other file.
 
     Raises:
         DocumentError: unreadable or not YAML.
         RequirementError: not a conda environment, or a line this version does not take.
     """
-    document = read_yaml(path)
+    document = read_yaml(path, name)
+    shown = Path(name or path).name
     top = document.value
     if not isinstance(top, dict) or not isinstance(top.get("dependencies"), list):
         raise _refused(document.where(), "has no list 'dependencies': expected a conda environment")
@@ -165,13 +168,13 @@ def read_conda(path: Path) -> CondaEnvironment:
             raise _refused(
                 document.where(key), f"has the unknown key {key!r}; known are {', '.join(sorted(_KEYS))}"
             )
-    reader = _Reader(path, document)
+    reader = _Reader(None if name else path, document)
     for index, entry in enumerate(top["dependencies"]):
         reader.add(entry, index)
     channels = _strings(document, "channels")
     if channels:
         reader.notes.append(
-            f"{path.name}: channels {', '.join(map(_bare, channels))} are not asked; packages come from the Python package "
+            f"{shown}: channels {', '.join(map(_bare, channels))} are not asked; packages come from the Python package "
             "index"
         )
     variables = top.get("variables") or {}
@@ -192,7 +195,7 @@ def read_conda(path: Path) -> CondaEnvironment:
 class _Reader:
     """Collects dependencies in their order."""
 
-    def __init__(self, path: Path, document: YamlDocument) -> None:
+    def __init__(self, path: Path | None, document: YamlDocument) -> None:
         self._path = path
         self._document = document
         self.python = ""

@@ -8,6 +8,7 @@ PublishError
 ├── InUseError                    refused because something else needs it
 ├── BusyError                     another command holds the lock (temporary)
 ├── ModelFileError                the file or folder to register cannot be taken
+│   └── MlflowModelError            an MLflow folder that says something that must not be
 ├── DocumentError                 a YAML document that cannot be read
 ├── BaseImageError                the base is not there, or does not fit
 ├── GoldenError                   golden requests that cannot be read, or are answered otherwise
@@ -70,6 +71,12 @@ class ModelFileError(PublishError):
     """The file or folder cannot be registered as it is."""
 
     code = "model-file"
+
+
+class MlflowModelError(ModelFileError):
+    """The folder's `MLmodel`, or a file that it names, cannot be taken."""
+
+    code = "mlflow-model"
 
 
 class ScriptError(PublishError):

@@ -267,6 +267,7 @@ class ContainerImage(Image):
     @classmethod
     def from_request(cls, workspace: Workspace, request: BuildRequest, *, steps: Steps = no_steps) -> Self:
         """Build what a request describes, as `edgewright image build` does; see `create`."""
+        request = request.with_own_script()
         check_request(request)
         log = BuildLog(workspace.logs / f"image-{request.name}.log")
         for line in request.environment.notes:

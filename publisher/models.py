@@ -23,6 +23,7 @@ from publisher.database import next_version
 from publisher.errors import InUseError, ModelFileError, NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.image_plan import MODELS_FOLDER
+from publisher.mlflow_model import MLMODEL, MlflowModel, read_mlflow
 from publisher.model_details import Framework as Frameworks
 from publisher.model_details import ModelDetails, ResourceConfiguration, refuse_datasets
 from publisher.model_files import (
@@ -92,6 +93,7 @@ class Model(Registered):
         Raises:
             UsageError: a name, tag or property that cannot be, or a parameter that is refused.
             ModelFileError: nothing there, or something that is no plain file or folder of plain files.
+            MlflowModelError: an MLflow folder that says something that must not be.
         """
         _check_name(model_name)
         tag_row, property_row = check_labels("tags", tags), check_labels("properties", properties)
@@ -105,6 +107,7 @@ class Model(Registered):
         details = ModelDetails(model_framework, model_framework_version, resource_configuration)
         path = Path(model_path).expanduser()
         sources = find_sources(path, child_paths)
+        _mlflow(dict(sources), with_requirements=False)
         with workspace.lock(STORE_LOCK, shared=True):
             with steps(f"copying {path.name}"):
                 manifest, size = store_model(workspace.store, sources, is_folder=path.is_dir())
@@ -199,6 +202,16 @@ class Model(Registered):
         """Whether a single file was registered, not a folder."""
         return bool(self._manifest()["annotations"][KIND] == "file")
 
+    def as_mlflow(self, *, with_requirements: bool = True) -> MlflowModel | None:
+        """What a registered MLflow folder says of itself; None for every other model.
+
+        Raises:
+            MlflowModelError: it cannot be scored as it is.
+        """
+        store = self.workspace.store
+        sources = {file.path: store.path(file.digest) for file in self.files}
+        return _mlflow(sources, with_requirements=with_requirements)
+
     def download(self, target_dir: str | Path = ".", exist_ok: bool = False) -> str:
         """Copy the file or folder into `target_dir`; returns its path.
 
@@ -273,6 +286,12 @@ def _check_name(name: str) -> None:
             "a model's name must be up to 255 letters, digits, '_', '.' or '-', beginning with a letter or digit "
             f"and not ending in '.' or '-', not {name!r}"
         )
+
+
+def _mlflow(sources: Mapping[str, Path], *, with_requirements: bool) -> MlflowModel | None:
+    """The MLflow model that a folder's files are, if they are one."""
+    inside = {name.partition("/")[2]: path for name, path in sources.items()}
+    return read_mlflow(inside, with_requirements=with_requirements) if MLMODEL in inside else None
 
 
 def _local_path(name: str, version: int | None) -> str:

@@ -27,33 +27,40 @@ _HASHES = re.compile(r"\s--hash[=\s]\S+")
 _INCLUDE = re.compile(r"(?:-r|--requirement)[\s=]*(\S+)")
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of a small file.
+def read_text(path: Path, what: str, name: str | None = None) -> str:
+    """The text of a small file; `name` stands for the path in messages.
 
     Raises:
         RequirementError: unreadable, not UTF-8, or no small file; `what` names its kind.
     """
+    shown = name or str(path)
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequirementError(f"{what} {path} cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise RequirementError(f"{what} {shown} cannot be read: {error.strerror}", where=shown) from error
     if len(data) > SIZE_LIMIT:
-        raise RequirementError(f"{what} {path} is larger than {SIZE_LIMIT >> 20} MiB", where=str(path))
-    return text
+        raise RequirementError(f"{what} {shown} is larger than {SIZE_LIMIT >> 20} MiB", where=shown)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequirementError(
+            f"{what} {shown} is not UTF-8 text: byte {error.start}", where=shown
+        ) from error
 
 
 def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> Iterator[str]:
     """The requirements of a file and of those it includes; `above` are the files that include it."""
-    for number, line in _logical_lines(read_text(path, "requirements file")):
+    for number, line in logical_lines(read_text(path, "requirements file")):
         yield from requirement_lines(line, f"{path}:{number}", path, above)
 
 
-def requirement_lines(line: str, where: str, path: Path, above: tuple[Path, ...] = ()) -> Iterator[str]:
-    """What one line of `path` asks for: a requirement, or those of the file it includes."""
+def requirement_lines(
+    line: str, where: str, path: Path | None, above: tuple[Path, ...] = ()
+) -> Iterator[str]:
+    """What one line of `path` asks for: a requirement, or those of the file it includes; without a path it may not."""
     included = _INCLUDE.match(line)
-    if included is None:
+    if included is None or path is None:
         yield checked_requirement(line, where)
         return
     other = path.parent / included[1]
@@ -90,7 +97,7 @@ def checked_requirement(line: str, where: str) -> str:
     return text
 
 
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines without comments, with `\\` continuations joined, numbered by their first line."""
     pending, start = "", 0
     for number, raw in enumerate(text.splitlines(), start=1):

@@ -66,7 +66,9 @@ def build(
     script: Annotated[
         Path | None,
         typer.Option(
-            "--script", "-s", help="Entry script with init() and run(); not needed for one .onnx file."
+            "--script",
+            "-s",
+            help="Entry script with init() and run(); not needed for one .onnx file or an MLflow folder.",
         ),
     ] = None,
     name: Annotated[
@@ -133,8 +135,6 @@ def build(
     registered = tuple(Model(workspace, id=each) for each in model)
     python = workspace.settings.environment.python
     environment = read_environment(requirements, conda_file, python, extras=extra or ())
-    for line in environment.notes:
-        note(line)
     request = BuildRequest(
         name=name or registered[0].name,
         models=registered,
@@ -151,7 +151,9 @@ def build(
         extra_index=tuple(extra_index or ()),
         tags=labels_of(tag, "--tag"),
         description=description,
-    )
+    ).with_own_script()
+    for line in request.environment.notes:
+        note(line)
     image = ContainerImage.from_request(workspace, request, steps=progress)
     if chosen(output, as_json) is not Format.TABLE:
         show_document(image.serialize() | _build_document(image.build), chosen(output, as_json))

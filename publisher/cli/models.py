@@ -53,6 +53,8 @@ def register(
         return
     print(model.id)
     note(f"registered {model.base_name}, {size_text(model.size)}")
+    if (mlflow := model.as_mlflow(with_requirements=False)) is not None:
+        note(f"an MLflow model ({', '.join(mlflow.flavors)}): it needs no entry script")
     note(f"next: edgewright image build -m {model.id}")
 
 
@@ -71,7 +73,10 @@ def list_models(
 @app.command()
 def show(model: ModelArgument, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """Show one registered model."""
-    show_document(Model(Workspace.open(), id=model).serialize(), chosen(output, as_json))
+    found = Model(Workspace.open(), id=model)
+    mlflow = found.as_mlflow(with_requirements=False)
+    document = found.serialize() | ({"mlflow": mlflow.to_document()} if mlflow else {})
+    show_document(document, chosen(output, as_json))
 
 
 @app.command()
