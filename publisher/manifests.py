@@ -162,7 +162,7 @@ def generate(
     Raises:
         UsageError: a module twice.
         ContractError: a bad route, or over the twin budget.
-        NoCredentialsError: credentials would have to cover several repositories and cannot.
+        EdgewrightError: a source knows a registry and cannot make credentials for it.
     """
     settings, paths = _checked_modules(modules), routes
     if paths is None:

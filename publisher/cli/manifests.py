@@ -48,7 +48,14 @@ from publisher.cli.output import (
     show_rows,
 )
 from publisher.container_flags import create_options
-from publisher.credentials import CredentialSource, EmbeddedCredentials, GivenCredentials
+from publisher.credentials import (
+    CredentialSource,
+    EmbeddedCredentials,
+    GivenCredentials,
+    credentials_for,
+    device_sources,
+    embedded_credentials,
+)
 from publisher.deployments import (
     PRIORITY_MAXIMUM,
     configuration_id,
@@ -56,7 +63,7 @@ from publisher.deployments import (
     set_configuration,
 )
 from publisher.devices import check_device_id, wait_for_rollout
-from publisher.embedded_hub import NoHubError, hub_endpoint
+from publisher.embedded_hub import hub_endpoint
 from publisher.errors import NotFoundError, UsageError
 from publisher.hub_client import Configuration
 from publisher.manifest_diff import differences
@@ -512,7 +519,9 @@ def _text(file: Path, option: str) -> str:
 def _write(manifest: DeploymentManifest | Layer, output_file: Path | None, *, show: bool) -> None:
     """Print a manifest masked, or write it whole to a file that is its owner's alone."""
     for registry in registries_without_credentials(manifest):
-        note(f"no credentials for {registry}: if it needs some, give its own with --registry-username")
+        note(
+            f"no credentials for {registry}: if it needs some, give --registry-username, registry.logins or [azure]"
+        )
     document = manifest.dump()
     if output_file is not None:
         write_private(output_file, json.dumps(document, indent=2) + "\n")
@@ -575,31 +584,21 @@ def _sources(
     workspace: Workspace, images: Sequence[ImageRef], username: str | None, *, from_stdin: bool
 ) -> tuple[list[CredentialSource], Login]:
     """Who makes pull credentials for these images' registries, and what to sign in there with to resolve tags."""
-    embedded = _embedded_credentials(workspace)
-    sources: list[CredentialSource] = []
+    sources: list[CredentialSource] = list(device_sources(workspace))
     given: GivenCredentials | None = None
     if username is not None:
-        registry = _given_registry(images, embedded)
+        registry = _given_registry(images, embedded_credentials(workspace))
         given = GivenCredentials(registry, username, password_of(from_stdin=from_stdin))
-        sources.append(given)
-    if embedded is not None:
-        sources.append(embedded)
+        sources.insert(0, given)
 
     def login(registry: str) -> BasicCredentials | None:
         from edge_containers.registry_client import BasicCredentials
 
         if given is not None and given.registry.lower() == registry.lower():
             return BasicCredentials(given.username, given.password)
-        return None if embedded is None else embedded.push_credentials(registry)
+        return credentials_for(registry, workspace=workspace)
 
     return sources, login
-
-
-def _embedded_credentials(workspace: Workspace) -> EmbeddedCredentials | None:
-    try:
-        return EmbeddedCredentials(hub_endpoint(workspace))
-    except NoHubError:
-        return None
 
 
 def _given_registry(images: Sequence[ImageRef], embedded: EmbeddedCredentials | None) -> str:

@@ -13,7 +13,7 @@ they make the way those who pull take it.
 
 from __future__ import annotations
 
-from publisher.credentials.chain import credentials_for, device_sources
+from publisher.credentials.chain import credentials_for, device_sources, embedded_credentials
 from publisher.credentials.docker_config import DockerConfig
 from publisher.credentials.embedded import EmbeddedCredentials
 from publisher.credentials.forms import credential_id
@@ -39,6 +39,7 @@ __all__ = [
     "credential_id",
     "credentials_for",
     "device_sources",
+    "embedded_credentials",
     "first_credential",
     "pull_credentials",
 ]

@@ -58,7 +58,7 @@ def credentials_for(
         login = _static(workspace, environ).login(registry)
         if login is not None:
             return BasicCredentials(login.username, login.password)
-        embedded = _embedded(workspace, Wish())
+        embedded = embedded_credentials(workspace)
         if embedded is not None and embedded.covers(registry):
             return embedded.push_credentials(registry)
     return DockerConfig.of(environ).login(registry)
@@ -79,7 +79,7 @@ def issuer_of(workspace: Workspace, registry: str) -> CredentialIssuer:
     Raises:
         NoCredentialsError: nobody here does for that registry.
     """
-    embedded = _embedded(workspace, Wish())
+    embedded = embedded_credentials(workspace)
     if embedded is not None and embedded.covers(registry):
         return embedded
     acr = AcrTokens(_acr(workspace), workspace)
@@ -95,9 +95,10 @@ def _static(workspace: Workspace, environ: Mapping[str, str]) -> StaticCredentia
     return StaticCredentials(workspace.settings.registry.logins, workspace.root, environ)
 
 
-def _embedded(workspace: Workspace, wish: Wish) -> EmbeddedCredentials | None:
+def embedded_credentials(workspace: Workspace, wish: Wish | None = None) -> EmbeddedCredentials | None:
+    """Those of the embedded registry; None when the workspace has no hub."""
     try:
-        return EmbeddedCredentials(hub_endpoint(workspace), wish.life_s)
+        return EmbeddedCredentials(hub_endpoint(workspace), (wish or Wish()).life_s)
     except NoHubError:
         return None
 
@@ -115,7 +116,7 @@ def _acr_tokens(workspace: Workspace, wish: Wish, is_auto: bool) -> AcrTokens | 
 
 _MAKERS: Mapping[Source, Callable[[Workspace, Wish, bool], CredentialSource | None]] = {
     Source.STATIC: lambda workspace, wish, is_auto: _static(workspace, os.environ),
-    Source.EMBEDDED: lambda workspace, wish, is_auto: _embedded(workspace, wish),
+    Source.EMBEDDED: lambda workspace, wish, is_auto: embedded_credentials(workspace, wish),
     Source.ACR: _acr_tokens,
     Source.ACR_ADMIN: lambda workspace, wish, is_auto: AcrAdmin(_acr(workspace)),
     Source.DOCKER: lambda workspace, wish, is_auto: DockerConfig.of(os.environ),

@@ -26,6 +26,7 @@ from edge_containers.image_model import Platform
 from edge_containers.registry_client import BasicCredentials, RegistryClient
 from edge_containers.store import ContentStore
 from edge_contracts.image_ref import ImageRef
+from edge_contracts.manifest import DeploymentManifest
 from edge_contracts.redact import Secret
 from publisher.cli.main import app
 
@@ -157,6 +158,22 @@ def test_device_gets_a_user_of_its_own(run: Run, registry: RunningRegistry, push
     run("registry", "revoke", mine["username"], registry.address)
     assert opens(registry, shared)
     assert not opens(registry, mine)
+
+
+def test_manifest_of_an_image_in_azure_gets_a_token_of_its_own(
+    run: Run, azure: EmulatedRegistry, tmp_path: Path
+) -> None:
+    azure.login_server = "mine.azurecr.io"
+    images = [f"{name}=mine.azurecr.io/team/{name}@sha256:{'0' * 64}" for name in ("digits", "faces")]
+    made = run("manifest", "generate", *images, "--output-file", "manifest.json")
+    assert made.exit_code == 0, made.stderr
+    manifest = DeploymentManifest.parse((tmp_path / "workspace" / "manifest.json").read_bytes())
+    [entry] = manifest.credentials
+    assert (entry.id, entry.address) == ("mine-azurecr-io", "mine.azurecr.io")
+    rights = azure.rights(entry.username, entry.password.reveal())
+    assert rights is not None
+    assert {right.split("/")[2] for right in rights} == {"digits", "faces"}
+    assert all(right.endswith("/read") for right in rights)
 
 
 def test_script_of_the_original_document_runs_as_the_page_prints_it(
