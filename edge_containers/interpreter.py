@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_containers.base_label import BASE_LABEL, NO_BASE
 from edge_containers.runtime import IncompatibleImageError, SandboxUnavailableError
 
-BASE_LABEL = "edgewright.base"
 _TIMEOUT_S = 30
 
 # The shared libraries it has mapped, after loading what links to others, say where libraries outside its prefix are.
@@ -102,7 +102,7 @@ class Interpreter:
             IncompatibleImageError: names what differs, expected and found.
         """
         facts = (
-            (BASE_LABEL, "base", "none", labels.get(BASE_LABEL)),
+            (BASE_LABEL, "base", NO_BASE, labels.get(BASE_LABEL)),
             ("edgewright.python", "Python", self.version, labels.get("edgewright.python")),
             ("edgewright.libc", "C library", self.libc, labels.get("edgewright.libc")),
             ("architecture", "architecture", self.architecture, architecture),

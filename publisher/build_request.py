@@ -49,7 +49,7 @@ class BuildRequest:
             relative to it, anything else goes in under its own name.
         settings_files: generated files beside the script.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
-        base_credentials: of registries that bases are taken from.
+        base_credentials: of the registry the base is taken from; Docker's own login without.
         golden: file or folder of golden requests, or `schema` for the script's own sample.
         upgrade: resolve anew although the workspace has a lock for these requirements, and the tag of the base.
         locked: build from the workspace's locks and what is on this machine, or not at all.

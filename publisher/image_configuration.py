@@ -7,13 +7,18 @@ docker_file, each dependency and schema_file exist; the base image. Only then wh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_containers.image_model import Platform
+from edge_contracts.redact import Secret
 from publisher.errors import ScriptError, UsageError
 from publisher.records import check_labels
+
+if TYPE_CHECKING:
+    from edge_containers.registry_client import BasicCredentials
 
 RUNTIMES = ("spark-py", "python")
 _SLIM = "python-slim"  # accepted by the original too, and not documented there either
@@ -23,7 +28,6 @@ _REFUSED: Mapping[str, str] = {
     "schema_file": "leave it out: decorate run() with inference_schema's types, which /swagger.json shows",
     "enable_gpu": "leave it out and require the GPU build of your packages in requirements_file",
     "cuda_version": "leave it out and require the GPU build of your packages in requirements_file",
-    "base_image_registry": "leave it out and name the base image with its registry, as HOST/REPOSITORY:TAG",
 }
 """Parameters of the original API that this version refuses, with the way out."""
 
@@ -35,7 +39,7 @@ class ContainerImageConfig:
     Attributes:
         execution_script, requirements_file, conda_file, dependencies: absolute, so that the current directory may change.
         runtime: `python` or `spark-py`.
-        base_image: what the image stands on.
+        base_image, base_credentials: what the image stands on, and the login of its registry.
     """
 
     execution_script: Path
@@ -45,9 +49,16 @@ class ContainerImageConfig:
     dependencies: tuple[Path, ...]
     platforms: tuple[Platform, ...] | None
     base_image: str | None
+    base_credentials: BasicCredentials | None
     tags: Mapping[str, str]
     properties: Mapping[str, str]
     description: str | None
+
+    @property
+    def credentials_of_base(self) -> Callable[[str], BasicCredentials | None] | None:
+        """What tells a registry's login; None for whatever Docker has."""
+        given = self.base_credentials
+        return None if given is None else lambda registry: given
 
 
 def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML's SDK v1
@@ -87,7 +98,6 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
         "schema_file": schema_file,
         "enable_gpu": enable_gpu,
         "cuda_version": cuda_version,
-        "base_image_registry": any(_registry_fields(base_image_registry)),
     }
     for option, advice in _REFUSED.items():
         if given[option]:
@@ -99,7 +109,8 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
         conda_file=Path(conda_file).absolute() if conda_file else None,
         dependencies=includes,
         platforms=tuple(Platform.parse(each) for each in platforms) if platforms else None,
-        base_image=base_image or None,
+        base_image=_with_registry(base_image, base_image_registry),
+        base_credentials=_credentials(base_image_registry),
         tags=check_labels("tags", tags),
         properties=check_labels("properties", properties),
         description=description,
@@ -177,6 +188,23 @@ def _base(image: str | None, registry: object | None, runtime: str) -> None:
             "base_image_registry must have address, username and password, all or none",
             where="base_image_registry",
         )
+
+
+def _with_registry(image: str | None, registry: object | None) -> str | None:
+    """The base image's reference, with the registry's address where it has none."""
+    address = _registry_fields(registry)[0]
+    if not image or not address or image.startswith(f"{address}/"):
+        return image or None
+    return f"{address}/{image}"
+
+
+def _credentials(registry: object | None) -> BasicCredentials | None:
+    address, username, password = _registry_fields(registry)
+    if not address:
+        return None
+    from edge_containers.registry_client import BasicCredentials
+
+    return BasicCredentials(str(username), Secret(str(password)))
 
 
 def _registry_fields(registry: object | None) -> tuple[object, ...]:

@@ -47,6 +47,8 @@ def push_image(
         RegistryError: what the registry refused; blobs already sent are found there next time.
     """
     from edge_containers.registry_client import RegistryClient
+    from publisher.bases.mounts import fetcher, mounts_of
+    from publisher.bases.sources import docker_logins
 
     workspace, registry = image.workspace, target.registry or ""
     with (
@@ -55,7 +57,13 @@ def push_image(
         steps(f"pushing {image.id} to {registry}") as progress,
     ):
         result = client.push_image(
-            workspace.store, image.descriptor, target.repository, target.tag or str(image.version), progress
+            workspace.store,
+            image.descriptor,
+            target.repository,
+            target.tag or str(image.version),
+            progress,
+            mount_from=mounts_of(registry),
+            fetch=fetcher(workspace.store, docker_logins),
         )
     location = target.with_digest(image.digest)
     with workspace.database.transaction() as db:

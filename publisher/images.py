@@ -258,6 +258,7 @@ class ContainerImage(Image):
             includes=image_config.dependencies,
             platforms=image_config.platforms or default_platforms(workspace),
             base=image_config.base_image or settings.image.default_base,
+            base_credentials=image_config.credentials_of_base,
             tags=image_config.tags,
             properties=image_config.properties,
             description=image_config.description,

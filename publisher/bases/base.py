@@ -41,6 +41,7 @@ from publisher.bases.sources import (
     StoreSource,
     base_tag,
     created_bases,
+    docker_logins,
 )
 from publisher.builders.layer import BuiltLayer
 from publisher.errors import BaseImageError
@@ -83,7 +84,7 @@ class Bases:
     ) -> None:
         self._workspace = workspace
         self._folder = workspace.cache / "bases"
-        self._credentials = credentials
+        self._credentials = credentials or docker_logins
         self._steps = steps
 
     def find(

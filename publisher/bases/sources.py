@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -39,6 +40,9 @@ from publisher.steps import Steps, no_steps
 BaseCredentials = Callable[[str], BasicCredentials | None]
 """A registry's credentials, None for none."""
 
+SOURCE_ANNOTATION = "edgewright.source"
+"""`REGISTRY/REPOSITORY` of a layer that stayed there."""
+
 # Docker's names of the same bytes (image-spec, media-types.md, "Compatibility Matrix").
 _OCI_TYPES = {
     DOCKER_LAYER_GZIP: OCI_LAYER_GZIP,
@@ -63,6 +67,13 @@ class BroughtBase:
     layers: tuple[tuple[Descriptor, ImageDigest], ...]
     env: tuple[str, ...] = ()
     source: str | None = None
+
+
+def docker_logins(registry: str) -> BasicCredentials | None:
+    """The user's own login, as `docker pull` would take it."""
+    from publisher.credentials.docker_config import DockerConfig
+
+    return DockerConfig.of(os.environ).login(registry)
 
 
 class BaseSource(Protocol):
@@ -132,7 +143,7 @@ class RegistrySource:
     def __init__(
         self,
         ref: ImageRef,
-        credentials: BaseCredentials | None,
+        credentials: BaseCredentials,
         resolved: Callable[[ImageRef, ImageDigest], None],
         *,
         stays_there: bool,
@@ -153,9 +164,8 @@ class RegistrySource:
 
     def bring(self, store: ContentStore, platform: Platform) -> BroughtBase:
         registry = self._ref.registry or ""
-        credentials = self._credentials(registry) if self._credentials else None
         with (
-            RegistryClient(registry, credentials=credentials) as client,
+            RegistryClient(registry, credentials=self._credentials(registry)) as client,
             self._steps(f"fetching {self._ref} for {platform}") as progress,
         ):
             pulled = client.pull_image(self._ref, platform, store, progress)
@@ -167,7 +177,7 @@ class RegistrySource:
         place = f"{registry}/{self._ref.repository}" if self.stays_there else None
         layers = [_plain(layer) for layer in pulled.manifest.layers]
         if place is not None:
-            layers = [layer.annotated(**{"edgewright.source": place}) for layer in layers]
+            layers = [layer.annotated(**{SOURCE_ANNOTATION: place}) for layer in layers]
         pairs = tuple(zip(layers, pulled.config.diff_ids, strict=True))
         return BroughtBase(str(pulled.ref), pairs, pulled.config.env, place)
 

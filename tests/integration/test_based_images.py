@@ -40,7 +40,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.init(tmp_path_factory.mktemp("based"))
     config = workspace.root / "edgewright.toml"
     config.write_text('[workspace]\nname = "based"\n[environment]\npython = "3.11"\n')
-    workspace = Workspace(workspace.root)
+    workspace = Workspace.open(workspace.root)
     for platform in (AMD64, ARM64):
         create_base(workspace, BaseRecipe(platform))
     return workspace

@@ -42,7 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.init(tmp_path_factory.mktemp("golden"))
     config = workspace.root / "edgewright.toml"
     config.write_text(f'[workspace]\nname = "golden"\n[environment]\npython = "{PYTHON}"\n')
-    return Workspace(workspace.root)
+    return Workspace.open(workspace.root)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,13 @@ from publisher_bases import base_files, docker_archive, elf, put_base, tar_of
 from publisher_workspaces import make_runtime_wheels, make_workspace
 from registry_double import RegistryDouble, User
 
-from edge_containers.image_model import Platform
+from edge_containers.base_label import require_base
+from edge_containers.errors import BlobNotFoundError
+from edge_containers.image_model import Descriptor, Platform
 from edge_containers.registry_client import BasicCredentials, RegistryClient
+from edge_containers.runtime import IncompatibleImageError
 from edge_containers.store import ContentStore
+from edge_contracts.image_ref import ImageDigest
 from edge_contracts.redact import Secret
 from publisher.bases.base import BaseImage, Bases
 from publisher.bases.create import (
@@ -26,6 +30,7 @@ from publisher.bases.create import (
     rewrite_rootfs,
 )
 from publisher.bases.look import read_elf
+from publisher.bases.mounts import fetcher, mounts_of
 from publisher.config import parse_settings
 from publisher.errors import BaseImageError, ConfigError, UsageError
 from publisher.workspace import Workspace
@@ -246,12 +251,19 @@ class TestRegistry:
     ) -> None:
         config = workspace.root / "edgewright.toml"
         config.write_text(config.read_text() + '[image]\nbase_layers = "mount"\n')
-        mounting = Workspace(workspace.root, environ={})
+        mounting = Workspace.open(workspace.root)
         found = find(mounting, self.push(registry, tmp_path), credentials=CREDENTIALS)[AMD64]
         [(layer, _)] = found.brought.layers
         assert not mounting.store.has(layer.digest)
         assert layer.annotations["edgewright.source"] == f"{registry.address}/bases/python"
         assert found.python.version == "3.11"
+        fetch = fetcher(mounting.store, lambda registry: CREDENTIALS)
+        fetch(layer)  # as pushing to another registry asks for
+        assert mounting.store.is_whole(layer)
+        assert mounts_of(registry.address)(layer) == "bases/python"
+        assert mounts_of("other.example")(layer) is None
+        with pytest.raises(BlobNotFoundError):
+            fetch(Descriptor(layer.media_type, ImageDigest.of(b"x"), 1))
 
 
 class TestCreate:
@@ -341,3 +353,10 @@ class TestCreate:
         assert all("--architectures=arm64" in call for call in calls)
         assert "attempt 1 of 3 failed (exit 25)" in lines
         assert workspace.store.tags() == {}
+
+
+def test_an_image_without_a_base_is_no_container() -> None:
+    require_base({"edgewright.base": "bookworm@sha256:1"}, "digits:1", "the container engine")
+    with pytest.raises(IncompatibleImageError, match="digits:1 has base 'none'") as caught:
+        require_base({"edgewright.base": "none"}, "digits:1", "the container engine")
+    assert caught.value.next_command == "edgewright image base create"
