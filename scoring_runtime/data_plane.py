@@ -40,10 +40,10 @@ class Outcome(Enum):
 class ScoringRequest:
     """`content_type` is the media type alone, in lower case, empty when the caller gave none.
 
-    `method` and `target` (path and query as sent) are for scripts that want the request whole.
+    `body` may be a view when the content type is octets. `method` and `target` (path and query as sent) are for scripts that want the request whole.
     """
 
-    body: bytes
+    body: bytes | memoryview
     content_type: str = ""
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)

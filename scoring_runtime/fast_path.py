@@ -69,7 +69,9 @@ class Call:
 
     __slots__ = ("body", "connection", "given_id", "head")
 
-    def __init__(self, connection: Connection, head: Head, given_id: str | None, body: bytes) -> None:
+    def __init__(
+        self, connection: Connection, head: Head, given_id: str | None, body: bytes | memoryview
+    ) -> None:
         self.connection = connection
         self.head = head
         self.given_id = given_id
@@ -82,10 +84,7 @@ class Call:
     @property
     def is_small(self) -> bool:
         """Whether reading the body takes no longer than a short run; octets are taken as they lie."""
-        limit = (
-            INLINE_OCTETS_BYTES if self.head.content_type == "application/octet-stream" else INLINE_BODY_BYTES
-        )
-        return len(self.body) <= limit
+        return len(self.body) <= (INLINE_OCTETS_BYTES if self.head.has_octets else INLINE_BODY_BYTES)
 
     def request(self) -> ScoringRequest:
         self.given_id = self.given_id or new_request_id()

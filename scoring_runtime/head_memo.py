@@ -56,17 +56,19 @@ class Head:
     Attributes:
         length: of the body, within the limit.
         content_type: the media type alone, in lower case, empty when none was given.
+        has_octets: the body is nothing but bytes.
         headers: by names in lower case.
         request_id: the client's, None when it is to be made or was cut out.
     """
 
-    __slots__ = ("_id_headers", "content_type", "headers", "length", "request_id")
+    __slots__ = ("_id_headers", "content_type", "has_octets", "headers", "length", "request_id")
 
     def __init__(
         self, length: int, headers: Mapping[str, str], request_id: str | None, id_headers: list[bytes]
     ) -> None:
         self.length = length
         self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.has_octets = self.content_type == "application/octet-stream"
         self.headers = headers
         self.request_id = request_id
         self._id_headers = id_headers

@@ -30,7 +30,7 @@ from .json_codec import decode, encode
 from .onnx_sessions import OnnxSessions
 from .providers import CPU, check_used, nodes_by_provider, sessions_providers, used_providers
 from .schema import Signature
-from .tensors import DTYPES, UNNAMED, Tensor, check_shared_dimensions, from_octets, from_value
+from .tensors import DTYPES, UNNAMED, OctetReader, Tensor, check_shared_dimensions, from_value
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -55,6 +55,7 @@ class OnnxModel:
         self._outputs = [node.name for node in session.get_outputs()]
         self._only = next(iter(self.inputs.values())) if len(self.inputs) == 1 else None
         self._packer = RowPacker.of(self._only) if self._only is not None else None
+        self._octets = OctetReader(self._only) if self._only is not None else None
         self.output_nodes = session.get_outputs()
         self.signature = _signature(self.inputs, session.get_outputs(), self._only)
 
@@ -103,8 +104,8 @@ class OnnxModel:
             if packed is not None:
                 return self._packer.array(packed)
             return self._from_json(decode(request.body))
-        if request.content_type == OCTETS and self._only is not None:
-            return {self._only.name: from_octets(self._only, request.body)}
+        if request.content_type == OCTETS and self._only is not None and self._octets is not None:
+            return {self._only.name: self._octets.read(request.body)}
         expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
         raise ContentTypeError(f"expected content type {expected}, found '{request.content_type}'")
 
@@ -112,12 +113,10 @@ class OnnxModel:
         return self._sessions.run(self._outputs, arguments)
 
     def render(self, result: list[Any]) -> bytes:
-        counter = _NonFinite()
-        body = encode(
-            {name: _plain(value, counter) for name, value in zip(self._outputs, result, strict=True)}
-        )
-        if counter.values:
-            self._count_non_finite(counter.values)
+        body = encode({name: _plain(value) for name, value in zip(self._outputs, result, strict=True)})
+        # Numbers that JSON cannot say are written as null; to look for that is cheaper than to look at the numbers.
+        if b"null" in body:
+            self._count_non_finite(_non_finite(result))
         return body
 
     # ---- several requests in one run (turn_batch, calibration) ----
@@ -319,44 +318,31 @@ def _kind(value: Any) -> str:
 # ---- out ----
 
 
-class _NonFinite:
-    """How many numbers of one answer are NaN or infinite."""
-
-    def __init__(self) -> None:
-        self.values = 0
-
-    def see(self, array: np.ndarray) -> np.ndarray:
-        finite = np.isfinite(array)
-        if not finite.all():
-            self.values += int(array.size - np.count_nonzero(finite))
-        return array
-
-
-def _plain(value: Any, counter: _NonFinite) -> Any:
+def _plain(value: Any) -> Any:
     """An output value as what the JSON codec writes: arrays stay arrays, maps get string keys."""
     if isinstance(value, np.ndarray):
-        return _plain_array(value, counter)
+        if value.dtype.kind in "OUS":
+            return value.tolist()
+        return value.astype(np.float32) if value.dtype == np.float16 else value
     if isinstance(value, list):  # sequence: of maps (ZipMap) or of tensors
-        return [_plain(member, counter) for member in value]
+        return list(map(_plain, value))
     if isinstance(value, dict):
-        return {str(key): _plain(member, counter) for key, member in value.items()}
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            counter.values += 1
-        return value
-    if value is None or isinstance(value, int | str | bool):
+        return {str(key): _plain(member) for key, member in value.items()}
+    if value is None or isinstance(value, int | float | str | bool):
         return value
     raise ResultError(f"an output of type {type(value).__name__} has no JSON form")
 
 
-def _plain_array(array: np.ndarray, counter: _NonFinite) -> Any:
-    kind = array.dtype.kind
-    if kind == "f":
-        counter.see(array)
-        array = array.astype(np.float32) if array.dtype.itemsize == 2 else array
-    if kind in "OUS" or array.ndim == 0:
-        return array.tolist()
-    return np.ascontiguousarray(array)
+def _non_finite(value: Any) -> int:
+    """How many numbers of an output are NaN or infinite."""
+    if isinstance(value, np.ndarray):
+        is_number = value.dtype.kind == "f"
+        return int(value.size - np.count_nonzero(np.isfinite(value))) if is_number else 0
+    if isinstance(value, list):
+        return sum(map(_non_finite, value))
+    if isinstance(value, dict):
+        return sum(map(_non_finite, value.values()))
+    return int(isinstance(value, float) and not math.isfinite(value))
 
 
 # ---- what swagger says ----

@@ -159,7 +159,9 @@ class ScoringProtocol(HttpToolsProtocol):
             at = following
             self._more = at < len(data)
             self._pending = self._in_read = True
-            fast.accept(Call(self, head, given_id, data[end:following]))
+            # Octets are read where they lie; everything else is searched and parsed as bytes.
+            body = memoryview(data)[end:following] if head.has_octets else data[end:following]
+            fast.accept(Call(self, head, given_id, body))
             self._in_read = False
             if self._pending:
                 self._keep(data, at)

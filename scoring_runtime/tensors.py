@@ -61,23 +61,32 @@ class Tensor:
         return BadInputError(f"input '{self.name}' expects {self}, found {found}")
 
 
-def from_octets(tensor: Tensor, body: bytes) -> np.ndarray:
-    """The body as the input's own memory, without a copy."""
-    if tensor.dtype == object:
-        raise ContentTypeError(
-            f"input '{tensor.name}' is {tensor}: strings have no fixed size, send 'application/json'"
-        )
-    if tensor.free_dimensions > 1:
-        raise ContentTypeError(
-            f"input '{tensor.name}' is {tensor}: octets cannot say {tensor.free_dimensions} free dimensions, send 'application/json'"
-        )
-    step = tensor.dtype.itemsize * math.prod(size for size in tensor.shape if isinstance(size, int))
-    if tensor.free_dimensions == 0 and len(body) != step:
-        raise tensor.wrong(f"{len(body)} bytes instead of {step}")
-    if not body or not step or len(body) % step:
-        raise tensor.wrong(f"{len(body)} bytes, which is no multiple of {step}")
-    shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
-    return np.frombuffer(body, tensor.dtype.newbyteorder("<")).reshape(shape)
+class OctetReader:
+    """Bodies of octets as an input's own memory, without a copy."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._step = tensor.dtype.itemsize * math.prod(size for size in tensor.shape if isinstance(size, int))
+        self._is_fixed = tensor.free_dimensions == 0
+        self._shape = [-1 if isinstance(size, str) else size for size in tensor.shape]
+        self._dtype = tensor.dtype.newbyteorder("<")
+
+    def read(self, body: bytes) -> np.ndarray:
+        """Raises RequestError when the input takes no octets, or not so many."""
+        tensor, step = self._tensor, self._step
+        if tensor.dtype == object:
+            raise ContentTypeError(
+                f"input '{tensor.name}' is {tensor}: strings have no fixed size, send 'application/json'"
+            )
+        if tensor.free_dimensions > 1:
+            raise ContentTypeError(
+                f"input '{tensor.name}' is {tensor}: octets cannot say {tensor.free_dimensions} free dimensions, send 'application/json'"
+            )
+        if self._is_fixed and len(body) != step:
+            raise tensor.wrong(f"{len(body)} bytes instead of {step}")
+        if not body or not step or len(body) % step:
+            raise tensor.wrong(f"{len(body)} bytes, which is no multiple of {step}")
+        return np.frombuffer(body, self._dtype).reshape(self._shape)
 
 
 def from_value(tensor: Tensor, value: Any) -> np.ndarray:
