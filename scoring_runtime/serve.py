@@ -32,12 +32,18 @@ from .version import VERSION
 from .workers import WorkerPool
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from .data_plane import DataPlane, Scorer
     from .inference_v2 import InferenceV2
+    from .late_app import LateApp
     from .run_timer import RunTimer
     from .server import ModuleServer
 
 log = logging.getLogger("scoring_runtime")
+
+# The first scores have the processor to themselves for so long; whoever asks for anything else has it loaded at once.
+_APP_AFTER_S = 0.5
 
 
 def main(arguments: Sequence[str] | None = None, *, seat: Seat) -> int:
@@ -148,9 +154,9 @@ def _serve(settings: Settings, seat: Seat) -> int:
 
         check_golden(settings.golden, scorer)
 
-    from .app import ScoringApp
     from .data_plane import DataPlane
     from .fast_path import FastScore
+    from .late_app import LateApp
     from .run_timer import RunTimer
     from .schema import SwaggerDocuments
     from .server import ModuleServer
@@ -166,21 +172,28 @@ def _serve(settings: Settings, seat: Seat) -> int:
     pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
     readiness = Readiness(settings.model)
     documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
-    app = ScoringApp(
-        plane,
-        pool,
-        readiness=readiness,
-        documents=documents,
-        metrics=metrics,
-        body_limit_bytes=settings.body_limit_bytes,
-        cors_origins=settings.cors_origins,
-        body_timeout_s=settings.body_timeout_s,
-        v2=_inference_v2(settings, scorer, metrics, timer, readiness),
-        health_headers=_show_providers(scorer, metrics, readiness),
-        access_log=settings.access_log,
-    )
+    health_headers = _show_providers(scorer, metrics, readiness)
+
+    def build_app() -> ASGIApp:
+        from .app import ScoringApp
+
+        return ScoringApp(
+            plane,
+            pool,
+            readiness=readiness,
+            documents=documents,
+            metrics=metrics,
+            body_limit_bytes=settings.body_limit_bytes,
+            cors_origins=settings.cors_origins,
+            body_timeout_s=settings.body_timeout_s,
+            v2=_inference_v2(settings, scorer, metrics, timer, readiness),
+            health_headers=health_headers,
+            access_log=settings.access_log,
+        ).asgi()
+
+    late = LateApp(build_app)
     server = ModuleServer(
-        app.asgi(),
+        late,
         readiness,
         public=public,
         health=health,
@@ -203,7 +216,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
-    clean = asyncio.run(_serve_and_beat(server, seat, metrics, silence_s))
+    clean = asyncio.run(_serve_and_beat(server, late, seat, metrics, silence_s))
     _write_collected()
     if not clean or pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
@@ -212,7 +225,9 @@ def _serve(settings: Settings, seat: Seat) -> int:
     return 0
 
 
-async def _serve_and_beat(server: ModuleServer, seat: Seat, metrics: Metrics, silence_s: float) -> bool:
+async def _serve_and_beat(
+    server: ModuleServer, late: LateApp, seat: Seat, metrics: Metrics, silence_s: float
+) -> bool:
     async def beat() -> None:
         while True:
             await asyncio.sleep(pause_s)
@@ -221,6 +236,7 @@ async def _serve_and_beat(server: ModuleServer, seat: Seat, metrics: Metrics, si
 
     pause_s = min(max(silence_s / 10, 0.1), 1.0)
     seat.ready()
+    asyncio.get_running_loop().call_later(_APP_AFTER_S, late.start)
     beating = asyncio.ensure_future(beat())
     try:
         return await server.serve()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from scoring_imports import imports_undone
 
 from scoring_runtime.data_plane import ScoringRequest
 from scoring_runtime.entry_script import EntryScript
@@ -18,11 +18,8 @@ JSON = "application/json"
 
 @pytest.fixture(autouse=True)
 def _import_state() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    with imports_undone():
+        yield
 
 
 def load(folder: Path, source: str) -> EntryScript:

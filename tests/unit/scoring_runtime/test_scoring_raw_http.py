@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from scoring_asgi import AppUnderTest
+from scoring_imports import imports_undone
 from scoring_server import Reply
 
 import scoring_runtime
@@ -29,12 +30,9 @@ from azureml.contrib.services.aml_response import AMLResponse
 
 @pytest.fixture(autouse=True)
 def _import_state() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
-    sys.path.append(SHIMS)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    with imports_undone():
+        sys.path.append(SHIMS)
+        yield
 
 
 def load(folder: Path, source: str) -> EntryScript:
