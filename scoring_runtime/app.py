@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access_log import AccessLogMiddleware
 from .cors import CorsMiddleware
-from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
+from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest, TimedCall
 from .errors import BadInputError, BusyError, ResultError
 from .json_codec import encode
 from .metrics import Metrics
@@ -150,7 +149,7 @@ class ScoringApp:
 
     async def _run(self, plane: DataPlane, asked: ScoringRequest) -> ScoringReply:
         """The reply, or the timeout's one as soon as `run` has had its time: it may not be stoppable."""
-        call = _TimedCall(plane, asked)
+        call = TimedCall(plane, asked)
         future = asyncio.wrap_future(self._pool.submit(call))
         limit_s = plane.timeout_s
         if limit_s is None:
@@ -178,24 +177,6 @@ class ScoringApp:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         async with asyncio.timeout(self._body_timeout_s):
             return await _read_body(request, self._body_limit_bytes), media_type
-
-
-class _TimedCall:
-    """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
-
-    def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
-        self._plane = plane
-        self._request = request
-        self._started: float | None = None
-
-    def __call__(self) -> ScoringReply:
-        self._started = time.monotonic()
-        return self._plane.score(self._request)
-
-    def remaining_s(self, limit_s: float) -> float:
-        if self._started is None:
-            return limit_s
-        return self._started + limit_s - time.monotonic()
 
 
 class BodyTooLargeError(ValueError):

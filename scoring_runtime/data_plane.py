@@ -118,6 +118,15 @@ class DataPlane:
         thread gives up at this time all the same and answers with `timed_out`."""
         return self._timer.timeout_s if self._timer is not None else None
 
+    def timed_run(self, arguments: Any) -> Any:
+        """The model's run alone, stopped when it takes too long.
+
+        Raises:
+            ScoringTimeout: it did.
+        """
+        run = self._scorer.run
+        return run(arguments) if self._timer is None else self._timer.run(run, arguments)
+
     def timed_out(self, request: ScoringRequest) -> ScoringReply:
         """The answer for a run that has not come back; it is counted when it does."""
         log.error("request %s: run() exceeds its time and has not stopped yet", request.label)
@@ -139,10 +148,7 @@ class DataPlane:
         try:
             arguments = self._scorer.parse(request)
             started = time.perf_counter()
-            if self._timer is None:
-                result = self._scorer.run(arguments)
-            else:
-                result = self._timer.run(self._scorer.run, arguments)
+            result = self.timed_run(arguments)
             run_s = time.perf_counter() - started
             answer = self._scorer.render(result)
             if isinstance(answer, bytes):
@@ -168,6 +174,25 @@ class DataPlane:
     def _too_slow(self, run_s: float | None) -> ScoringReply:
         limit_ms = self._timer.timeout_ms if self._timer is not None else 0
         return failure(Outcome.TIMED_OUT, f"Scoring timeout after {limit_ms} ms", run_s)
+
+
+class TimedCall:
+    """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
+
+    def __init__(self, plane: DataPlane, request: ScoringRequest, source: str = "http") -> None:
+        self.request = request
+        self._plane = plane
+        self._source = source
+        self._started: float | None = None
+
+    def __call__(self) -> ScoringReply:
+        self._started = time.monotonic()
+        return self._plane.score(self.request, self._source)
+
+    def remaining_s(self, limit_s: float) -> float:
+        if self._started is None:
+            return limit_s
+        return self._started + limit_s - time.monotonic()
 
 
 def _gathered(reply: ScoringReply, stream: Iterator[bytes], request: ScoringRequest) -> ScoringReply:

@@ -160,6 +160,7 @@ class FastScore:
             self._scorer,
             small,
             most_rows=self.calibration.rows,
+            run=self._plane.timed_run,
             answer=self._answer_together,
             alone=self._place,
         )
@@ -232,9 +233,15 @@ class FastScore:
     def _handed_back(self, call: Call, run: _HandedOver, done: Future[ScoringReply]) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        if not run.given_up:
-            self._placement.saw_in_thread(run.seconds, run.processor_s)
-            call.connection.answer(call, done.result())
+        if run.given_up:
+            return
+        try:
+            reply = done.result()
+        except BusyError as error:  # it waited, and nothing runs here any more
+            call.connection.refuse(call, 503, str(error))
+            return
+        self._placement.saw_in_thread(run.seconds, run.processor_s)
+        call.connection.answer(call, reply)
 
     def _check_time(self, call: Call, run: _HandedOver, limit_s: float) -> None:
         """The client is answered in time; the run itself may be one that cannot be stopped."""

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import socket
@@ -28,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
+from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest, TimedCall
 from .errors import BusyError, ScoringError
 from .json_codec import encode
 from .message_topics import (
@@ -99,7 +98,7 @@ class InputFlow:
         self._counts = counts
         self._wake = wake
         self._waiting: deque[Input] = deque()
-        self._scoring: tuple[Input, Future[ScoringReply]] | None = None
+        self._scoring: tuple[Input, TimedCall, Future[ScoringReply]] | None = None
         self._published: dict[int, int] = {}  # packet id of the output → of its input
         self._done: deque[int] = deque()  # inputs to acknowledge
 
@@ -121,6 +120,13 @@ class InputFlow:
         """Something waits and the worker pool was full when last asked."""
         return bool(self._waiting) and self._scoring is None
 
+    @property
+    def patience_s(self) -> float:
+        """How long nothing needs to be done when nothing comes."""
+        if self._scoring is None or self._plane.timeout_s is None:
+            return _TURN_S
+        return min(_TURN_S, max(0.0, self._scoring[1].remaining_s(self._plane.timeout_s)))
+
     def received(self, topic: str, body: bytes, packet_id: int) -> None:
         parsed = parse_input_topic(topic, self._module)
         if parsed is None or parsed.input not in self._module.routes:
@@ -136,24 +142,36 @@ class InputFlow:
 
     def advance(self, link: Link, *, start_new: bool) -> None:
         """Publish what is scored, acknowledge what is published, start what waits."""
-        if self._scoring is not None and self._scoring[1].done():
-            message, future = self._scoring
-            self._scoring = None
-            self._publish(link, message, future.result())
+        reply = self._reply()
+        if reply is not None and self._scoring is not None:
+            message, self._scoring = self._scoring[0], None
+            self._publish(link, message, reply)
         while self._done:
             link.acknowledge(self._done.popleft())
         if start_new and self._scoring is None and self._waiting and len(self._published) < MAX_UNACKED:
             self._start()
 
+    def _reply(self) -> ScoringReply | None:
+        """Of the message being scored; that it took too long as soon as it did, since it may not be stoppable."""
+        if self._scoring is None:
+            return None
+        _, call, future = self._scoring
+        if future.done():
+            return future.result()
+        limit_s = self._plane.timeout_s
+        if limit_s is None or call.remaining_s(limit_s) > 0:
+            return None
+        return self._plane.timed_out(call.request)
+
     def _start(self) -> None:
         message = self._waiting[0]
-        request = scoring_request(message)
+        call = TimedCall(self._plane, scoring_request(message), "message")
         try:
-            future = self._pool.submit(functools.partial(self._plane.score, request, "message"))
+            future = self._pool.submit(call)
         except BusyError:
             return  # HTTP fills the pool; the message keeps its place
         self._waiting.popleft()
-        self._scoring = message, future
+        self._scoring = message, call, future
         future.add_done_callback(lambda _: self._wake())
 
     def _publish(self, link: Link, message: Input, reply: ScoringReply) -> None:
@@ -335,7 +353,7 @@ class EdgeMessages:
                 return
             if flow.is_stuck:
                 raise StuckError("the edge hub sends messages but acknowledges none")
-            timeout_s = _BUSY_TURN_S if leaving or flow.is_held_back else _TURN_S
+            timeout_s = _BUSY_TURN_S if leaving or flow.is_held_back else flow.patience_s
             link.turn(self._wake_reader, timeout_s, read=flow.has_room)
             flow.advance(link, start_new=not leaving)
 

@@ -27,7 +27,7 @@ from .calibration import Calibration, calibrate
 from .data_plane import ScoringRequest
 from .errors import BadInputError, ContentTypeError, ModelError, ResultError
 from .json_codec import decode, encode
-from .onnx_sessions import OnnxSessions
+from .onnx_sessions import OnnxSessions, RunStops
 from .providers import CPU, check_used, nodes_by_provider, sessions_providers, used_providers
 from .schema import Signature
 from .tensors import DTYPES, UNNAMED, OctetReader, Tensor, check_shared_dimensions, from_value
@@ -108,6 +108,11 @@ class OnnxModel:
             return {self._only.name: self._octets.read(request.body)}
         expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
         raise ContentTypeError(f"expected content type {expected}, found '{request.content_type}'")
+
+    @property
+    def stops(self) -> RunStops:
+        """How a run in another thread is ended."""
+        return self._sessions.stops
 
     def run(self, arguments: dict[str, np.ndarray]) -> list[Any]:
         return self._sessions.run(self._outputs, arguments)

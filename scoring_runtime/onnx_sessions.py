@@ -22,6 +22,7 @@ import onnxruntime as ort
 
 from .errors import BadInputError, ModelError
 from .providers import RECORD
+from .run_timer import ScoringTimeout
 
 # A run this long gains from all processors while it is alone; below it, waking the other threads costs as much.
 LONG_S = 1e-3
@@ -66,12 +67,39 @@ class LoneRuns:
         self._judged, self._total_s = 0, 0.0
 
 
+class RunStops:
+    """The run options of each thread that runs the model; one that is told to stop ends before its next node.
+
+    One node alone (a huge product) does not listen; `RunTimer` then finds its thread stuck.
+    """
+
+    def __init__(self) -> None:
+        self._options: dict[int, ort.RunOptions] = {}
+
+    def of_this_thread(self) -> ort.RunOptions:
+        thread = threading.get_ident()
+        found = self._options.get(thread)
+        if found is None:
+            found = self._options[thread] = ort.RunOptions()
+            found.log_severity_level = _FATAL
+        return found
+
+    def stop(self, thread: int) -> None:
+        if thread in self._options:
+            self._options[thread].terminate = True
+
+    def clear(self, thread: int) -> None:
+        if thread in self._options:
+            self._options[thread].terminate = False
+
+
 class OnnxSessions:
     """`run` may be called from several threads.
 
     Attributes:
         first: the session that tells inputs and outputs.
         parallel_runs: how many runs at once are worth it.
+        stops: how a run in another thread is ended.
     """
 
     def __init__(self, file: Path, providers: Sequence[str]) -> None:
@@ -82,6 +110,7 @@ class OnnxSessions:
         """
         self.first = _session(file, 1, providers)
         self.parallel_runs = 1
+        self.stops = RunStops()
         self._file = file
         self._providers = providers
         self._whole: ort.InferenceSession | None = None
@@ -105,33 +134,47 @@ class OnnxSessions:
 
         Raises:
             BadInputError: the model refuses the arguments.
+            ScoringTimeout: the run was stopped.
         """
+        options = self.stops.of_this_thread()
         try:
             if self._whole is None:
-                return list(self.first.run(outputs, arguments))
-            return self._run_beside_others(self._whole, outputs, arguments)
+                return list(self.first.run(outputs, arguments, options))
+            return self._run_beside_others(self._whole, outputs, arguments, options)
         except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise BadInputError(f"the model refuses the input: {_first_line(error)}") from error
+        except Exception:
+            if options.terminate:
+                raise ScoringTimeout from None
+            raise
 
     def _run_beside_others(
-        self, whole: ort.InferenceSession, outputs: Sequence[str], arguments: Mapping[str, Any]
+        self,
+        whole: ort.InferenceSession,
+        outputs: Sequence[str],
+        arguments: Mapping[str, Any],
+        options: ort.RunOptions,
     ) -> list[Any]:
         with self._lock:
             self._running += 1
             is_lone = self._running == 1 and self._lone_runs.gain()
         try:
             if not is_lone:
-                return list(self.first.run(outputs, arguments))
-            return self._run_alone(whole, outputs, arguments)
+                return list(self.first.run(outputs, arguments, options))
+            return self._run_alone(whole, outputs, arguments, options)
         finally:
             with self._lock:
                 self._running -= 1
 
     def _run_alone(
-        self, whole: ort.InferenceSession, outputs: Sequence[str], arguments: Mapping[str, Any]
+        self,
+        whole: ort.InferenceSession,
+        outputs: Sequence[str],
+        arguments: Mapping[str, Any],
+        options: ort.RunOptions,
     ) -> list[Any]:
         started = time.perf_counter()
-        result = list(whole.run(outputs, arguments))
+        result = list(whole.run(outputs, arguments, options))
         seconds = time.perf_counter() - started
         with self._lock:
             if self._running == 1:  # else it had company for a part of its time
@@ -149,12 +192,15 @@ def _session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(*RECORD)
-    # Fatal alone: what fails a run comes as an exception, and its own line would let callers fill the log.
-    options.log_severity_level = 4
+    options.log_severity_level = _FATAL
     try:
         return ort.InferenceSession(str(file), options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"onnxruntime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
+
+
+# What fails a run comes as an exception; its own log line as well would let callers fill the log.
+_FATAL = 4
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from .readiness import Readiness
 from .seat import Seat
 from .settings import DEFAULT_HOST, DEFAULT_PORT, VARIABLES, Settings
 from .sockets import bind, listening_sockets
-from .supervisor import GRACE_S
+from .supervisor import EXIT_STUCK, GRACE_S
 from .traffic import Traffic
 from .version import VERSION
 from .workers import WorkerPool
@@ -161,7 +162,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
     from .schema import SwaggerDocuments
     from .server import ModuleServer
 
-    timer = RunTimer(settings.scoring_timeout_ms)
+    timer = RunTimer(settings.scoring_timeout_ms, getattr(scorer, "stops", None))
     metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
     metrics.gauge("runs_overdue", lambda: float(timer.overdue))
     if settings.edge is not None:
@@ -213,16 +214,26 @@ def _serve(settings: Settings, seat: Seat) -> int:
             body_timeout_s=settings.body_timeout_s,
         ),
     )
+    stuck = threading.Event()
+
+    def replace_this_worker() -> None:
+        log.error("a run() cannot be stopped and keeps its thread: this worker is replaced")
+        stuck.set()
+        pool.refuse("this worker is being replaced; try again")
+        server.abandon()
+
+    timer.on_stuck = replace_this_worker
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
     clean = asyncio.run(_serve_and_beat(server, late, seat, metrics, silence_s))
     _write_collected()
+    code = EXIT_STUCK if stuck.is_set() else 0
     if not clean or pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
         logging.shutdown()
-        os._exit(0)
-    return 0
+        os._exit(code)
+    return code
 
 
 async def _serve_and_beat(

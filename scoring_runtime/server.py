@@ -41,6 +41,7 @@ from .wire_refusal import wire_refusal
 log = logging.getLogger("scoring_runtime")
 
 DRAIN_S = 10.0
+ABANDON_S = 0.5
 LINGER_S = 1.0
 _POLL_S = 0.02
 _BACKLOG = 2048
@@ -446,12 +447,13 @@ class ModuleServer:
         self._hold = hold
         self._early = early
         self._traffic = traffic
+        self._drain_s = DRAIN_S
         self._stop = asyncio.Event()
         self._activate = asyncio.Event()
 
     async def serve(self) -> bool:
         """Serve until SIGTERM or SIGINT, then drain. False when something had to be cut."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         loop.add_signal_handler(signal.SIGINT, self._on_stop)
         loop.add_signal_handler(signal.SIGUSR1, self._activate.set)
@@ -467,6 +469,11 @@ class ModuleServer:
                 await self._start_public()
                 await self._stop.wait()
             return await self._drain()
+
+    def abandon(self) -> None:
+        """End soon, with time for answers that are there: the process is to be replaced. From any thread."""
+        self._drain_s = ABANDON_S
+        self._loop.call_soon_threadsafe(self._on_stop)
 
     async def _start_public(self) -> None:
         await self._public.start()
@@ -484,7 +491,7 @@ class ModuleServer:
         self._stop.set()
 
     async def _drain(self) -> bool:
-        deadline = time.monotonic() + DRAIN_S
+        deadline = time.monotonic() + self._drain_s
         stopping = asyncio.get_running_loop().run_in_executor(None, self._traffic.stop, deadline)
         clean = await self._public.drained(deadline)
         await stopping
@@ -492,7 +499,7 @@ class ModuleServer:
             self._health.stop_accepting()
             self._health.cut()
         if not clean:
-            log.warning("requests still unanswered after %g s were cut", DRAIN_S)
+            log.warning("requests still unanswered after %g s were cut", self._drain_s)
             self._public.cut()
         log.info("stopped")
         return clean

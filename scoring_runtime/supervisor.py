@@ -6,7 +6,7 @@
 3. Once it is ready the other workers start. From then on a worker that ends is replaced, and one that gives no sign of
    life for longer than `run()` may take and GRACE_S is killed first.
 4. The first replacement comes at once, the next ones of the same minute after doubling, jittered pauses (not after
-   silence, which takes its time anyway). More than MOST_DEATHS in WINDOW_S end everything with EXIT_DYING: whoever
+   silence or a stuck run, which take their time anyway). More than MOST_DEATHS in WINDOW_S end everything with EXIT_DYING: whoever
    restarts modules must see it.
 5. SIGTERM and SIGINT: the sockets are closed here, the workers drain, and the end is 0 if each of them ended so.
    SIGUSR1 (EDGEWRIGHT_HOLD) goes to every worker, and to those to come.
@@ -36,6 +36,7 @@ _FIRST_PAUSE_S = 0.2
 # Over the worker's own drain (server.DRAIN_S), which cuts what is left.
 STOP_S = 11.0
 EXIT_DYING = 4
+EXIT_STUCK = 5  # a worker's own, when a run() cannot be stopped
 _EXIT_BAD_START = 3
 
 # A silent worker is looked at again after this; and when the supervisor itself woke so much too late, the whole machine
@@ -154,7 +155,7 @@ class Supervisor:
             _say(f"{found}; {recent} ended within {WINDOW_S:g} s, so the module ends")
             self._stop(EXIT_DYING)
             return
-        pause = 0.0 if process in self._killed else _pause_s(recent)
+        pause = 0.0 if process in self._killed or code == EXIT_STUCK else _pause_s(recent)
         self._killed.discard(process)
         _say(f"{found}; replaced" + (f" in {pause:.1f} s" if pause else ""))
         self._due[number] = now + pause
@@ -260,6 +261,8 @@ def _pause_s(recent: int) -> float:
 
 
 def _how(code: int) -> str:
+    if code == EXIT_STUCK:
+        return "has ended because of a run() that cannot be stopped"
     if code >= 0:
         return f"ended with exit code {code}"
     try:

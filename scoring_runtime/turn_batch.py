@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from .run_timer import ScoringTimeout
+
 
 class Member(Protocol):
     """A request as the model reads it."""
@@ -30,8 +32,6 @@ class RowModel(Protocol):
         """One request's rows and how many they are. Raises RequestError for what the caller can mend."""
 
     def join(self, rows: Sequence[Any]) -> Any: ...
-
-    def run(self, arguments: Any) -> Any: ...
 
     def render_rows(self, result: Any, rows: Sequence[int]) -> list[bytes]:
         """One answer for each count of rows, in order. Raises ResultError when the result has other rows."""
@@ -60,12 +60,14 @@ def score_together(
     members: Sequence[Asked],
     *,
     most_rows: int,
+    run: Callable[[Any], Any],
     answer: Callable[[Sequence[Asked], Sequence[bytes], float], None],
     alone: Callable[[Asked], None],
 ) -> None:
     """Answer every member: in joined runs of at most `most_rows` rows, or alone.
 
     Args:
+        run: of the model, with joined rows.
         answer: told the members of one run, their answers in the same order, and how long the run took.
     """
     joined = JoinedRun()
@@ -79,26 +81,27 @@ def score_together(
             alone(member)
             continue
         if joined.total + count > most_rows:
-            _run(model, joined, answer, alone)
+            _run(model, joined, run, answer, alone)
             joined = JoinedRun()
         joined.add(member, rows, count)
     if joined.members:
-        _run(model, joined, answer, alone)
+        _run(model, joined, run, answer, alone)
 
 
 def _run(
     model: RowModel,
     joined: JoinedRun,
+    run: Callable[[Any], Any],
     answer: Callable[[Sequence[Any], Sequence[bytes], float], None],
     alone: Callable[[Any], None],
 ) -> None:
     try:
         arguments = model.join(joined.rows)
         started = time.perf_counter()
-        result = model.run(arguments)
+        result = run(arguments)
         run_s = time.perf_counter() - started
         bodies = model.render_rows(result, joined.counts)
-    except Exception:
+    except (Exception, ScoringTimeout):
         for member in joined.members:
             alone(member)
         return

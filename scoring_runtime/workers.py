@@ -29,6 +29,7 @@ class WorkerPool:
     def __init__(self, threads: int, max_waiting: int = MAX_WAITING) -> None:
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], object]]] = queue.SimpleQueue()
         self._max_waiting = max_waiting
+        self._full = f"{max_waiting} requests are waiting already; try again"
         self._waiting = 0
         self._running = 0
         self._lock = threading.Lock()
@@ -49,10 +50,23 @@ class WorkerPool:
         future: Future[Result] = Future()
         with self._lock:
             if self._waiting >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} requests are waiting already; try again")
+                raise BusyError(self._full)
             self._waiting += 1
         self._queue.put((future, call))
         return future
+
+    def refuse(self, why: str) -> None:
+        """Whatever waits, and whatever comes, gets a BusyError: the threads do not come back."""
+        with self._lock:
+            self._max_waiting, self._full = 0, why
+        while True:
+            try:
+                future, _ = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            self._count(waiting=-1)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(BusyError(why))
 
     def try_enter(self) -> bool:
         """Whether the calling thread may run the model itself now; then it must `leave`. Whoever waits goes first."""

@@ -84,3 +84,25 @@ def classifier(folder: Path) -> Path:
         [tensor("scores", FLOAT, ["N", 2])],
         [tensor("label", INT64, ["N"]), helper.make_value_info("probabilities", maps)],
     )
+
+
+def looper(folder: Path) -> Path:
+    """`y = x`, after as many turns of a loop as the largest number of `x` says: short, or as long as one likes."""
+    value = [tensor("i", INT64, []), tensor("go", BOOL, []), tensor("v", FLOAT, ["N", 1])]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Abs", ["v"], ["w"])],
+        "turn",
+        value,
+        [tensor("again", BOOL, []), tensor("w", FLOAT, ["N", 1])],
+    )
+    return save(
+        folder,
+        [
+            helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["turns"], to=INT64),
+            helper.make_node("Loop", ["turns", "", "x"], ["last"], body=body),
+            helper.make_node("Identity", ["x"], ["y"]),
+        ],
+        [tensor("x", FLOAT, ["N", 1])],
+        [tensor("y", FLOAT, ["N", 1]), tensor("last", FLOAT, ["N", 1])],
+    )
