@@ -247,6 +247,7 @@ def together(requests: list[str], most_rows: int) -> tuple[dict[str, bytes], lis
         model,
         requests,
         most_rows=most_rows,
+        run=model.run,
         answer=lambda members, bodies, run_s: answers.update(zip(members, bodies, strict=True)),
         alone=alone.append,
     )
