@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,7 @@ from publisher.credentials import (
     device_sources,
     embedded_credentials,
 )
+from publisher.credentials.ledger import findings_of
 from publisher.deployments import (
     PRIORITY_MAXIMUM,
     configuration_id,
@@ -64,7 +66,7 @@ from publisher.deployments import (
 )
 from publisher.devices import check_device_id, wait_for_rollout
 from publisher.embedded_hub import hub_endpoint
-from publisher.errors import NotFoundError, UsageError
+from publisher.errors import NotFoundError, UsageError, WorkspaceError
 from publisher.hub_client import Configuration
 from publisher.manifest_diff import differences
 from publisher.manifest_template import expand, read_env_file
@@ -256,7 +258,7 @@ def check(
     if preview:
         print(json.dumps(redact_document(manifest.dump()), indent=2))
         return
-    findings = manifest.check()
+    findings = _findings(manifest)
     sizes = _size_document(manifest) if isinstance(manifest, DeploymentManifest) else {}
     wanted = chosen(output, as_json)
     if wanted is Format.TABLE:
@@ -620,7 +622,7 @@ def _given_registry(images: Sequence[ImageRef], embedded: EmbeddedCredentials | 
 
 def _refuse_unusable(file: Path, manifest: DeploymentManifest | Layer) -> None:
     """Refuse what `check` calls an error, and passwords that were printed masked; say the warnings."""
-    findings = manifest.check()
+    findings = _findings(manifest)
     if errors := [finding for finding in findings if finding.severity is Severity.ERROR]:
         raise ContractError(
             f"{file} would not work: {errors[0].message}",
@@ -637,6 +639,15 @@ def _refuse_unusable(file: Path, manifest: DeploymentManifest | Layer) -> None:
             )
     for finding in findings:
         note(_finding_text(finding))
+
+
+def _findings(manifest: DeploymentManifest | Layer) -> tuple[Finding, ...]:
+    """What the manifest says of itself, and what the workspace here, if there is one, knows of its credentials."""
+    try:
+        workspace = Workspace.open()
+    except WorkspaceError:
+        return tuple(manifest.check())
+    return (*manifest.check(), *findings_of(workspace, manifest.credentials, datetime.now(UTC)))
 
 
 def _finding_text(finding: Finding) -> str:

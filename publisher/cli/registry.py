@@ -106,9 +106,6 @@ def credentials(
         credential = first_credential(sources, host, names)
     if credential is None:
         raise _none(host, source)
-    workspace.audit(
-        "registry credentials", host, username=credential.username, source=credential.source, device=device
-    )
     wanted = CredentialFormat.JSON if as_json else output
     if output_file is not None:
         write_private(output_file, _text(_document(credential, wanted), wanted) + "\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from publisher.credentials.acr import AcrAdmin, AcrRegistries, AcrTokens
 from publisher.credentials.docker_config import DockerConfig
 from publisher.credentials.embedded import EmbeddedCredentials
+from publisher.credentials.ledger import Recorded
 from publisher.credentials.source import (
     CredentialIssuer,
     CredentialSource,
@@ -67,10 +68,10 @@ def credentials_for(
 def device_sources(
     workspace: Workspace, source: Source = Source.AUTO, wish: Wish | None = None
 ) -> tuple[CredentialSource, ...]:
-    """The sources of devices' credentials, in the order in which they are asked."""
+    """The sources of devices' credentials, in the order in which they are asked; what they make is noted."""
     is_auto, wish = source is Source.AUTO, wish or Wish()
     made = (_MAKERS[each](workspace, wish, is_auto) for each in (AUTO if is_auto else (source,)))
-    return tuple(each for each in made if each is not None)
+    return tuple(Recorded(each, workspace, wish.device) for each in made if each is not None)
 
 
 def issuer_of(workspace: Workspace, registry: str) -> CredentialIssuer:

@@ -5,14 +5,18 @@ Debian's `docker-registry` is the registry, its users are those of the ARM emula
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from arm_emulator import GROUP, SUBSCRIPTION, ArmEmulator
 from arm_identity import managed_identity
 from arm_registries import ContainerRegistries, EmulatedRegistry
@@ -29,6 +33,7 @@ from edge_contracts.image_ref import ImageRef
 from edge_contracts.manifest import DeploymentManifest
 from edge_contracts.redact import Secret
 from publisher.cli.main import app
+from publisher.credentials import credentials_for
 
 AMD64 = Platform("linux", "amd64")
 
@@ -148,6 +153,42 @@ def test_every_form_of_a_token_logs_in_and_none_prints_it(
     [entry] = json.loads((tmp_path / "manifest").read_text())["registryCredentials"].values()
     assert opens(registry, entry)
     assert opens(registry, json.loads((tmp_path / "aci").read_text()))
+
+
+def test_skopeo_takes_the_pull_secret_and_its_own_login_is_read_here(
+    run: Run, registry: RunningRegistry, pushed: ImageRef, tmp_path: Path
+) -> None:
+    if shutil.which("skopeo") is None:
+        pytest.skip("needs skopeo: apt-get install skopeo")
+    words = ("registry", "credentials", registry.address, "--source", "acr", "--repository", "digits")
+    run(*words, "-o", "kubernetes", "--output-file", str(tmp_path / "secret.yml"))
+    secret = yaml.safe_load((tmp_path / "secret.yml").read_text())
+    auth_file = tmp_path / "auth.json"
+    auth_file.write_bytes(base64.b64decode(secret["data"][".dockerconfigjson"]))
+    plain = ["--tls-verify=false", "--authfile"]
+    skopeo("inspect", "--raw", *plain, str(auth_file), f"docker://{registry.address}/digits:1")
+
+    made = document(run(*words, "--show", "--json"))
+    config = tmp_path / "docker" / "config.json"
+    config.parent.mkdir()
+    login_words = ("login", "--username", made["username"], "--password-stdin", *plain, str(config))
+    skopeo(*login_words, registry.address, stdin=made["password"])
+    found = credentials_for(registry.address, environ={"DOCKER_CONFIG": str(config.parent)})
+    assert found == login(made)
+
+
+def skopeo(*words: str, stdin: str = "") -> None:
+    done = subprocess.run(
+        ["skopeo", *words], input=stdin, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_credentials_near_their_end_are_said_in_the_list(run: Run, registry: RunningRegistry) -> None:
+    words = ("registry", "credentials", registry.address, "--source", "acr", "--days", "10", *WANTED)
+    made = document(run(*words))
+    listed = run("registry", "list", registry.address)
+    assert f"warning: {made['username']} ends" in listed.stderr
 
 
 def test_device_gets_a_user_of_its_own(run: Run, registry: RunningRegistry, pushed: ImageRef) -> None:
