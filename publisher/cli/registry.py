@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_contracts.image_ref import ImageRef
-from edge_contracts.redact import MASK
+from edge_contracts.redact import MASK, Secret
 from publisher.cli.output import (
     Format,
     JsonOption,
@@ -24,19 +24,11 @@ from publisher.cli.output import (
     show_document,
     show_rows,
 )
-from publisher.credentials.chain import Source, device_sources, issuer_of
+from publisher.credentials.chain import Source, issuer_of, registry_credentials
 from publisher.credentials.forms import aci_document, kubernetes_secret, manifest_document
-from publisher.credentials.source import (
-    DAY_S,
-    WARN_BEFORE_S,
-    NoCredentialsError,
-    PullCredential,
-    Wish,
-    first_credential,
-)
+from publisher.credentials.source import DAY_S, WARN_BEFORE_S, PullCredential
 from publisher.embedded_hub import hub_endpoint
 from publisher.errors import UsageError
-from publisher.images import Image
 from publisher.private_file import write_private
 from publisher.workspace import Workspace
 
@@ -100,12 +92,16 @@ def credentials(
     """Get credentials for pulling: made by the registry where it can, pull-only and for a time."""
     workspace = Workspace.open()
     host = registry or _embedded_registry(workspace)
-    names = _repositories(workspace, host, repository)
-    sources = device_sources(workspace, source, Wish(life_s=days * DAY_S, device=device, rotate=rotate))
     with progress(f"credentials for {host}"):
-        credential = first_credential(sources, host, names)
-    if credential is None:
-        raise _none(host, source)
+        credential = registry_credentials(
+            workspace,
+            host,
+            repository,
+            source=source,
+            device=device,
+            life_s=days * DAY_S,
+            rotate=rotate,
+        )
     wanted = CredentialFormat.JSON if as_json else output
     if output_file is not None:
         write_private(output_file, _text(_document(credential, wanted), wanted) + "\n")
@@ -175,28 +171,6 @@ def _embedded_registry(workspace: Workspace) -> str:
     return address.registry
 
 
-def _repositories(workspace: Workspace, host: str, given: list[str] | None) -> tuple[str, ...]:
-    """Those that are named, else that of every image here, as `image push` names it."""
-    names = given or [image.name for image in Image.list(workspace)]
-    if not names:
-        raise UsageError(
-            "there is no image here whose repository could be meant; name one with --repository",
-            where="--repository",
-        )
-    return tuple(sorted({ImageRef.parse(f"{host}/{name}").repository for name in names}))
-
-
-def _none(host: str, source: Source) -> NoCredentialsError:
-    if source is not Source.AUTO:
-        return NoCredentialsError(f"source {source} has no credentials for registry {host!r}", where=host)
-    return NoCredentialsError(
-        f"nothing here makes credentials for registry {host!r}: it is not the embedded one, registry.logins does not "
-        "name it, and [azure] does not say where it is",
-        where=host,
-        next_command=f"edgewright registry credentials {host} --source docker",
-    )
-
-
 def _document(credential: PullCredential, wanted: CredentialFormat) -> dict[str, Any]:
     if wanted in FORMS:
         return FORMS[wanted](credential)
@@ -211,10 +185,6 @@ def _document(credential: PullCredential, wanted: CredentialFormat) -> dict[str,
 
 
 def _masked(credential: PullCredential) -> PullCredential:
-    from dataclasses import replace
-
-    from edge_contracts.redact import Secret
-
     return replace(credential, password=Secret(MASK))
 
 

@@ -13,7 +13,13 @@ they make the way those who pull take it.
 
 from __future__ import annotations
 
-from publisher.credentials.chain import credentials_for, device_sources, embedded_credentials
+from publisher.credentials.chain import (
+    Source,
+    credentials_for,
+    device_sources,
+    embedded_credentials,
+    registry_credentials,
+)
 from publisher.credentials.docker_config import DockerConfig
 from publisher.credentials.embedded import EmbeddedCredentials
 from publisher.credentials.forms import credential_id
@@ -35,6 +41,7 @@ __all__ = [
     "GivenCredentials",
     "NoCredentialsError",
     "PullCredential",
+    "Source",
     "StaticCredentials",
     "credential_id",
     "credentials_for",
@@ -42,4 +49,5 @@ __all__ = [
     "embedded_credentials",
     "first_credential",
     "pull_credentials",
+    "registry_credentials",
 ]

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from edge_contracts.image_ref import ImageRef
 from publisher.credentials.acr import AcrAdmin, AcrRegistries, AcrTokens
 from publisher.credentials.docker_config import DockerConfig
 from publisher.credentials.embedded import EmbeddedCredentials
 from publisher.credentials.ledger import Recorded
 from publisher.credentials.source import (
+    DEFAULT_LIFE_S,
     CredentialIssuer,
     CredentialSource,
     NoCredentialsError,
+    PullCredential,
     Wish,
+    first_credential,
 )
 from publisher.credentials.static import StaticCredentials
 from publisher.embedded_hub import NoHubError, hub_endpoint
+from publisher.errors import UsageError
+from publisher.images import Image
 from publisher.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -65,6 +71,41 @@ def credentials_for(
     return DockerConfig.of(environ).login(registry)
 
 
+def registry_credentials(
+    workspace: Workspace,
+    registry: str,
+    repositories: Sequence[str] | None = None,
+    *,
+    source: Source | str = Source.AUTO,
+    device: str | None = None,
+    life_s: int = DEFAULT_LIFE_S,
+    rotate: bool = False,
+) -> PullCredential:
+    """Credentials that devices pull these repositories with; `edgewright registry credentials` in Python.
+
+    Args:
+        registry: `HOST` or `HOST:PORT`.
+        repositories: those of all images of the workspace by default.
+        source: a `Source` by name.
+        device: the one device they are for; None for a deployment's.
+        life_s: how long they are to be good, where they are made on request.
+        rotate: a new password even while the last is good.
+
+    Raises:
+        UsageError: no repository is named, and there is no image; or no such source.
+        NoCredentialsError: no source knows the registry.
+        EdgewrightError: one knows it, and could not make any.
+    """
+    if source not in set(Source):
+        raise UsageError(f"source must be one of {', '.join(Source)}, not {source!r}", where="source")
+    wanted, wish = Source(source), Wish(life_s=life_s, device=device, rotate=rotate)
+    names = _repositories(workspace, registry, repositories)
+    made = first_credential(device_sources(workspace, wanted, wish), registry, names)
+    if made is None:
+        raise _none(registry, wanted)
+    return made
+
+
 def device_sources(
     workspace: Workspace, source: Source = Source.AUTO, wish: Wish | None = None
 ) -> tuple[CredentialSource, ...]:
@@ -89,6 +130,29 @@ def issuer_of(workspace: Workspace, registry: str) -> CredentialIssuer:
     raise NoCredentialsError(
         f"users of registry {registry!r} are not made here, so they can be neither listed nor revoked",
         where=registry,
+    )
+
+
+def _repositories(workspace: Workspace, registry: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Those that are named, else that of every image here, as `image push` names it."""
+    names = given or [image.name for image in Image.list(workspace)]
+    if not names:
+        raise UsageError(
+            "there is no image here whose repository could be meant; name one with --repository",
+            where="--repository",
+        )
+    return tuple(sorted({ImageRef.parse(f"{registry}/{name}").repository for name in names}))
+
+
+def _none(registry: str, source: Source) -> NoCredentialsError:
+    if source is not Source.AUTO:
+        text = f"source {source} has no credentials for registry {registry!r}"
+        return NoCredentialsError(text, where=registry)
+    return NoCredentialsError(
+        f"nothing here makes credentials for registry {registry!r}: it is not the embedded one, registry.logins does "
+        "not name it, and [azure] does not say where it is",
+        where=registry,
+        next_command=f"edgewright registry credentials {registry} --source docker",
     )
 
 

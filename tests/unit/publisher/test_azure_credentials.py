@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -329,6 +330,18 @@ def test_too_many_requests_are_tried_again_and_then_said(tokens: AcrTokens, arm:
         pulled(tokens)
     assert (caught.value.temporary, caught.value.status) == (True, 429)
     assert "Try again after 1 s" in caught.value.message
+
+
+def test_however_long_azure_asks_to_wait_is_not_waited(
+    tokens: AcrTokens, arm: ArmEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("publisher.azure_registry.MAX_PAUSE_S", 0.2)
+    hours = ArmError(429, "TooManyRequests", "The request was throttled.", {"Retry-After": "7200"})
+    arm.fail_next(hours, path="tokens/", times=3)
+    started = time.monotonic()
+    with pytest.raises(AzureBusyError, match="Try again after 7200 s"):
+        pulled(tokens)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(

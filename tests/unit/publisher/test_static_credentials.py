@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from edge_containers.registry_client import BasicCredentials
+from edge_contracts.errors import ContractError
 from edge_contracts.redact import Secret
-from publisher.credentials import StaticCredentials, credentials_for
-from publisher.errors import ConfigError
+from publisher.credentials import (
+    NoCredentialsError,
+    StaticCredentials,
+    credentials_for,
+    registry_credentials,
+)
+from publisher.errors import ConfigError, UsageError
 from publisher.workspace import Workspace
 
 
@@ -68,3 +74,22 @@ def test_workspaces_login_goes_before_dockers(tmp_path: Path) -> None:
     found = credentials_for("one.example", workspace=workspace, environ=environ)
     assert found == BasicCredentials("me", Secret("mine"))
     assert credentials_for("one.example", environ=environ) == BasicCredentials("d", Secret("d"))
+
+
+def test_credentials_in_python_are_those_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("word")
+    (tmp_path / "edgewright.toml").write_text('[registry]\nlogins = ["one.example me file:password"]\n')
+    workspace = Workspace.open(tmp_path)
+    made = registry_credentials(workspace, "one.example", ["digits"])
+    assert (made.username, made.password, made.source) == ("me", Secret("word"), "given")
+    with pytest.raises(NoCredentialsError, match="nothing here makes credentials") as caught:
+        registry_credentials(workspace, "two.example", ["digits"])
+    assert str(caught.value.next_command).endswith("two.example --source docker")
+    with pytest.raises(NoCredentialsError, match="source static has no credentials"):
+        registry_credentials(workspace, "two.example", ["digits"], source="static")
+    with pytest.raises(UsageError, match="one of auto, static"):
+        registry_credentials(workspace, "one.example", ["digits"], source="vault")
+    with pytest.raises(UsageError, match="no image here"):
+        registry_credentials(workspace, "one.example")
+    with pytest.raises(ContractError, match="Upper"):
+        registry_credentials(workspace, "one.example", ["Upper"])
