@@ -89,7 +89,7 @@ class Seat:
 
     def expect_silence(self, seconds: float) -> None:
         """What follows may keep the interpreter to itself for so long."""
-        self._row[Field.LENIENT_UNTIL] = time.monotonic() + seconds
+        self._row[Field.LENIENT_UNTIL] = max(self._row[Field.LENIENT_UNTIL], time.monotonic() + seconds)
 
     def counters(self, workers: int) -> tuple[memoryview[float], list[memoryview[float]]]:
         """The numbers that `metrics` keeps: this worker's, and those of the others, to read only."""

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from .data_plane import DataPlane, Scorer
     from .inference_v2 import InferenceV2
     from .late_app import LateApp
-    from .run_timer import RunTimer
     from .server import ModuleServer
 
 log = logging.getLogger("scoring_runtime")
@@ -165,11 +163,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
     timer = RunTimer(settings.scoring_timeout_ms, getattr(scorer, "stops", None))
     metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
     metrics.gauge("runs_overdue", lambda: float(timer.overdue))
-    if settings.edge is not None:
-        metrics.gauge("messages_connected", lambda: 0.0)  # worker 0 says it for all
-    if seat.number:  # an edge hub lets a module's identity have one connection, the last one that came
-        settings = replace(settings, edge=None)
-    plane = DataPlane(scorer, metrics, timer)
+    plane = DataPlane(scorer, metrics, timer, seat.expect_silence)
     pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
     readiness = Readiness(settings.model)
     documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
@@ -187,7 +181,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
             body_limit_bytes=settings.body_limit_bytes,
             cors_origins=settings.cors_origins,
             body_timeout_s=settings.body_timeout_s,
-            v2=_inference_v2(settings, scorer, metrics, timer, readiness),
+            v2=_inference_v2(settings, scorer, plane, metrics, readiness),
             health_headers=health_headers,
             access_log=settings.access_log,
         ).asgi()
@@ -200,7 +194,7 @@ def _serve(settings: Settings, seat: Seat) -> int:
         health=health,
         hold=settings.hold,
         early=seat.early,
-        traffic=_message_traffic(settings, plane, pool, readiness, metrics),
+        traffic=_message_traffic(settings, plane, pool, readiness, metrics, worker=seat.number),
         headers=[(b"x-ms-server-version", f"edgewright/{VERSION}".encode())] if settings.says_version else [],
         # An access line needs what the general path knows of a request; both together would not be fast.
         fast=None
@@ -298,25 +292,35 @@ def _show_providers(scorer: Scorer, metrics: Metrics, readiness: Readiness) -> d
 
 
 def _inference_v2(
-    settings: Settings, scorer: Scorer, metrics: Metrics, timer: RunTimer, readiness: Readiness
+    settings: Settings, scorer: Scorer, plane: DataPlane, metrics: Metrics, readiness: Readiness
 ) -> InferenceV2 | None:
     """The Open Inference Protocol is for bare models: a script's body is its own."""
     if settings.is_script:
         return None
-    from .data_plane import DataPlane
     from .inference_v2 import InferenceV2, V2Scorer
     from .onnx_model import OnnxModel
 
     assert isinstance(scorer, OnnxModel)
     name, _, version = settings.model.partition(":")
     v2 = V2Scorer(scorer, name, version or "1", metrics.non_finite)
-    return InferenceV2(v2, DataPlane(v2, metrics, timer), readiness)
+    return InferenceV2(v2, plane.beside(v2), readiness)
 
 
 def _message_traffic(
-    settings: Settings, plane: DataPlane, pool: WorkerPool, readiness: Readiness, metrics: Metrics
+    settings: Settings,
+    plane: DataPlane,
+    pool: WorkerPool,
+    readiness: Readiness,
+    metrics: Metrics,
+    *,
+    worker: int,
 ) -> Traffic:
+    """Worker 0's alone: an edge hub lets a module's identity have one connection, the last one that came."""
     if settings.edge is None:
+        return Traffic()
+    if worker:
+        readiness.details["messages"] = lambda: {"state": "worker 0 has the connection"}
+        metrics.gauge("messages_connected", lambda: 0.0)
         return Traffic()
     from .messages import EdgeMessages
 

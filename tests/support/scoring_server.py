@@ -138,7 +138,9 @@ class ScoringServer:
         return call(self.health_address, "GET", path)
 
     def score(self, document: Any, **headers: str) -> Reply:
-        body = json.dumps(document).encode()
+        return self.post(json.dumps(document).encode(), **headers)
+
+    def post(self, body: bytes, **headers: str) -> Reply:
         return call(self.address, "POST", "/score", body, {"content-type": "application/json", **headers})
 
     def send(self, number: signal.Signals) -> None:

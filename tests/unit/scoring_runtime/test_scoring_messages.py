@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -280,6 +282,26 @@ def test_a_held_module_does_not_take_the_connection(edge: EdgeDouble, tmp_path: 
         assert server.health("/ready?verbose=1").json()["messages"]["state"] == "not started"
         assert server.stop() == 0
     assert edge.connects == []
+
+
+def test_of_several_workers_one_has_the_modules_identity_and_so_has_its_successor(
+    edge: EdgeDouble, tmp_path: Path
+) -> None:
+    models.doubler(tmp_path)
+    with ScoringServer(tmp_path, "--model", "model.onnx", "--workers", "2", **edge.environment()) as server:
+        edge.send("input1", b'{"data": [[1, 2, 3]]}')
+        assert edge.output().json() == {"y": [[2, 4, 6]]}
+        eventually(lambda: server.log.count("scoring on http") == 2, "both workers serve")
+        for _ in range(20):
+            metrics = server.get("/metrics").body.decode()
+            assert 'messages_connected{model="model"} 1' in metrics
+            assert 'requests_total{model="model",source="message",outcome="ok"} 1' in metrics
+        assert len(edge.connects) == 1
+        os.kill(server.workers[0], signal.SIGKILL)
+        edge.send("input1", b'{"data": [[2, 3, 4]]}')
+        assert edge.output().json() == {"y": [[4, 6, 8]]}
+        assert len(edge.connects) == 2
+        assert server.stop() == 0
 
 
 # ---- without a network ----

@@ -110,6 +110,17 @@ def test_silence_within_the_time_that_run_has_is_no_failure(tmp_path: Path) -> N
         assert "supervisor" not in server.log
 
 
+def test_a_large_body_may_keep_the_interpreter_for_longer(tmp_path: Path) -> None:
+    script = SCRIPT.replace("asked = json.loads(data)", "ctypes.PyDLL(None).usleep(1_500_000)")
+    script = script.replace("return os", "return len(data), os").replace("asked ==", "data ==")
+    with start(tmp_path, script=script, SCORING_TIMEOUT_MS=str(TIMEOUT_MS)) as server:
+        assert server.health().status == 200
+        [worker] = server.workers
+        # Two seconds at the slowest. What keeps the lock here is in run(), so that the answer may say that it took too long.
+        assert server.post(b" " * 10_000_000).status in (200, 500)
+        assert server.workers == [worker]
+
+
 def test_worker_timeout_bounds_the_silence_where_run_may_take_long(tmp_path: Path) -> None:
     with start(tmp_path, WORKER_TIMEOUT="1") as server:
         breaks(server, "freeze")
