@@ -24,6 +24,7 @@ from edge_contracts.image_ref import ImageDigest
 from .image_model import (
     INDEX_TYPES,
     Descriptor,
+    ImageConfig,
     ImageIndex,
     ImageManifest,
     Platform,
@@ -85,6 +86,12 @@ def platform_manifest(store: ContentStore, image: Descriptor, platform: Platform
     manifest = read_manifest(store, image)
     read_config(store.read_bytes(manifest.config.digest), manifest, platform)
     return image
+
+
+def read_platform(store: ContentStore, manifest: Descriptor) -> Platform:
+    """What a stored manifest's config says it runs on."""
+    config = read_manifest(store, manifest).config
+    return ImageConfig.from_bytes(store.read_bytes(config.digest), f"image config {config.digest}").platform
 
 
 def _docker_manifest(store: ContentStore, images: Mapping[str, Descriptor]) -> bytes:

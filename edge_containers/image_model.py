@@ -30,6 +30,7 @@ from .errors import ImageFormatError, PlatformNotFoundError
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 OCI_LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -168,22 +169,30 @@ class ImageIndex:
 
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
-    """One platform's image: its config and its layers, lowest first."""
+    """One platform's image: its config and its layers, lowest first.
+
+    With a `subject` it is something said about that image instead, of the kind `artifact_type`: an SBOM, a signature.
+    """
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str | None = None
+    subject: Descriptor | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "image manifest") -> Self:
         fields = _document(data, where, MANIFEST_TYPES, foreign=("manifests",))
         layers = fields.required("layers", list)
+        subject = fields.optional("subject", dict)
         return cls(
             config=Descriptor.from_dict(fields.required("config", dict), f"{where}: config"),
             layers=tuple(
                 Descriptor.from_dict(layer, f"{where}: layers[{n}]") for n, layer in enumerate(layers)
             ),
             annotations=fields.strings("annotations"),
+            artifact_type=fields.optional("artifactType", str),
+            subject=Descriptor.from_dict(subject, f"{where}: subject") if subject is not None else None,
         )
 
     def to_bytes(self) -> bytes:
@@ -195,6 +204,10 @@ class ImageManifest:
         }
         if self.annotations:
             document["annotations"] = dict(self.annotations)
+        if self.artifact_type is not None:
+            document["artifactType"] = self.artifact_type
+        if self.subject is not None:
+            document["subject"] = self.subject.to_dict()
         return canonical_json(document)
 
     @property

@@ -14,15 +14,16 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import urllib3
 
@@ -32,6 +33,7 @@ from .errors import (
     BlobNotFoundError,
     DigestMismatchError,
     ImageFormatError,
+    RegistryAuthError,
     RegistryError,
     RegistryUnavailableError,
 )
@@ -40,6 +42,7 @@ from .image_model import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
+    OCI_INDEX,
     Descriptor,
     ImageConfig,
     ImageIndex,
@@ -275,13 +278,52 @@ class RegistryClient:
         manifest_descriptor, data = documents[-1]
         manifest = ImageManifest.from_bytes(data, f"image manifest {manifest_descriptor.digest}")
         received = sum(len(data) for _, data in documents) + self._pull_blobs(
-            ref.repository, manifest, store, progress
+            ref.repository, manifest.blobs, store, progress
         )
         config = read_config(store.read_bytes(manifest.config.digest), manifest, platform)
         for _, data in reversed(documents):
             store.put_bytes(data)
         pinned = ref.with_digest(documents[0][0].digest)
         return PulledImage(pinned, manifest_descriptor, manifest, config, received)
+
+    def pull_whole(
+        self,
+        repository: str,
+        reference: str | ImageDigest,
+        store: ContentStore,
+        progress: Progress | None = None,
+    ) -> Descriptor:
+        """Make an index with all of its manifests, or a single manifest, whole in the store, whatever it is for.
+
+        Returns:
+            Of the document that `reference` names.
+
+        Raises:
+            RegistryError, DigestMismatchError, DiskFullError, ImageFormatError: no document is stored then; blobs are
+                kept, and not fetched again.
+        """
+        root, data = self.get_manifest(repository, reference)
+        documents = [(root, data)]
+        if root.media_type in INDEX_TYPES:
+            entries = ImageIndex.from_bytes(data, f"image index {root.digest}").manifests
+            documents += [self.get_manifest(repository, entry.digest) for entry in dict.fromkeys(entries)]
+        manifests = [
+            ImageManifest.from_bytes(each, f"image manifest {descriptor.digest}")
+            for descriptor, each in documents
+            if descriptor.media_type in MANIFEST_TYPES
+        ]
+        self._pull_blobs(repository, [blob for each in manifests for blob in each.blobs], store, progress)
+        for _, each in reversed(documents):
+            store.put_bytes(each)
+        return root
+
+    def get_referrers(self, repository: str, subject: ImageDigest) -> list[dict[str, Any]] | None:
+        """Entries of what the registry lists as being about `subject`; None when it has no referrers API."""
+        try:
+            return self._retrying(lambda: self._get_referrers(repository, subject))
+        except RegistryAuthError:
+            # Some guard paths they do not know; who may read the image may read what is said about it.
+            return None
 
     def _pull_documents(
         self, ref: ImageRef, platform: Platform, store: ContentStore
@@ -295,9 +337,10 @@ class RegistryClient:
         return [(descriptor, data), (selected, manifest)]
 
     def _pull_blobs(
-        self, repository: str, manifest: ImageManifest, store: ContentStore, progress: Progress | None
+        self, repository: str, blobs: Iterable[Descriptor], store: ContentStore, progress: Progress | None
     ) -> int:
-        missing = [blob for blob in dict.fromkeys(manifest.blobs) if not store.is_whole(blob)]
+        each_once = {blob.digest: blob for blob in blobs}.values()
+        missing = [blob for blob in each_once if not store.is_whole(blob)]
         store.require_space(sum(max(blob.size - store.pending_bytes(blob.digest), 0) for blob in missing))
         tally = _Tally(sum(blob.size for blob in missing), progress)
         stop = threading.Event()
@@ -366,6 +409,21 @@ class RegistryClient:
                 f"{where} must be an image index or manifest, not {media_type!r}", where=where
             )
         return Descriptor(media_type, found, len(data)), data
+
+    def _get_referrers(self, repository: str, subject: ImageDigest) -> list[dict[str, Any]] | None:
+        tail = f"referrers/{subject}"
+        # Registries without the API answer an unknown path in their own ways.
+        response = self._send(
+            "GET", repository, tail, "pull", {200, 400, 404, 405, 501}, headers={"Accept": OCI_INDEX}
+        )
+        if response.status != 200:
+            discard(response)
+            return None
+        if response.headers.get("Link"):
+            raise self._transport.error(RegistryError, "lists referrers on more than one page", repository)
+        data = self._transport.read(response, repository, MAX_DOCUMENT_BYTES)
+        ImageIndex.from_bytes(data, f"referrers of {subject} in repository '{repository}'")
+        return list(json.loads(data)["manifests"])
 
     def _fetch(self, repository: str, download: _Download, part: BlobWriter) -> None:
         """One try to get the rest of a blob."""

@@ -47,6 +47,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_WITH_BODY = frozenset({307, 308})
 _MAX_TOKEN_BYTES = 1 << 20
 CONNECTIONS = 8
+IDENTITY_TOKEN_USER = "<token>"
+"""User name under which Docker's logins carry an identity token as the password."""
+
 _CHUNK_BYTES = 64 << 10
 # "docker.io" is a name for people: its API is on this host, and its one-part names are in `library/`.
 _DOCKER_HUB = ("docker.io", "registry-1.docker.io")
@@ -290,14 +293,33 @@ class RegistryTransport:
         if "service" in challenge:
             query.insert(0, ("service", challenge["service"]))
         realm = challenge["realm"]
-        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         headers = {"User-Agent": "edgewright", "Accept-Encoding": "identity"}
-        if self._credentials is not None:
-            headers["Authorization"] = self._credentials.header.reveal()
-        response = self._exchange("GET", url, headers, call.repository)
+        if self._user == IDENTITY_TOKEN_USER:
+            response = self._exchange_identity_token(realm, query, headers, call)
+        else:
+            if self._credentials is not None:
+                headers["Authorization"] = self._credentials.header.reveal()
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
+            response = self._exchange("GET", url, headers, call.repository)
         if response.status != HTTPStatus.OK:
             raise self._refusal(call, response)
         return self._read_token(self.read(response, call.repository, _MAX_TOKEN_BYTES), call.repository)
+
+    def _exchange_identity_token(
+        self, realm: str, query: list[tuple[str, str]], headers: Mapping[str, str], call: Call
+    ) -> urllib3.BaseHTTPResponse:
+        """Docker's "OAuth2 Token Authentication": the password is a refresh token."""
+        assert self._credentials is not None
+        names = [value for name, value in query if name == "scope"]
+        form = [each for each in query if each[0] != "scope"] + [
+            ("scope", " ".join(names)),
+            ("grant_type", "refresh_token"),
+            ("client_id", "edgewright"),
+            ("refresh_token", self._credentials.password.reveal()),
+        ]
+        body = urlencode(form).encode()
+        sent = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        return self._exchange("POST", realm, sent, call.repository, lambda: body)
 
     def _read_token(self, data: bytes, repository: str) -> Secret:
         try:

@@ -346,7 +346,7 @@ class ContentStore:
         Returns:
             Bytes freed.
         """
-        live = self._reachable([*keep, *(descriptor.digest for descriptor in self.tags().values())])
+        live = self.reachable([*keep, *(descriptor.digest for descriptor in self.tags().values())])
         dead = [path for path in self._blobs.iterdir() if path.name not in live]
         return sum(_remove(path) for path in [*dead, *filter(_is_abandoned, self._ingest.iterdir())])
 
@@ -416,7 +416,8 @@ class ContentStore:
             index = {"schemaVersion": 2, "manifests": change(self._read_index())}
             _replace(self.root / "index.json", json.dumps(index, indent=1).encode())
 
-    def _reachable(self, roots: Iterable[ImageDigest]) -> set[str]:
+    def reachable(self, roots: Iterable[ImageDigest]) -> set[str]:
+        """Hexadecimal digests of `roots` and of everything their documents name."""
         live: set[str] = set()
         queue = list(roots)
         while queue:

@@ -44,6 +44,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
     ),
     ("ALTER TABLE models ADD COLUMN details TEXT NOT NULL DEFAULT '{}'",),
+    (
+        # What this workspace last put, or found, under a name of a registry: how a tag that moved is noticed.
+        """CREATE TABLE registry_tags (
+            registry TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL,
+            image TEXT NOT NULL, time TEXT NOT NULL, PRIMARY KEY (registry, repository, tag)
+        )""",
+    ),
 )
 
 

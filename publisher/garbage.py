@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_containers.attachments import forget_orphans
 from edge_contracts.image_ref import ImageDigest
 from publisher.builders.layer import LayerCache
 from publisher.errors import BusyError
@@ -20,7 +21,9 @@ def collect_garbage(workspace: Workspace) -> int:
     """
     try:
         with workspace.lock(STORE_LOCK, timeout_s=0):
-            freed = workspace.store.collect_garbage(keep=_models(workspace))
+            keep = _models(workspace)
+            forget_orphans(workspace.store, keep)
+            freed = workspace.store.collect_garbage(keep=keep)
             _forget_lost_layers(workspace)
             return freed
     except BusyError:

@@ -20,13 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from edge_containers.image_model import (
-    OCI_INDEX,
-    Descriptor,
-    ImageIndex,
-    ImageManifest,
-    Platform,
-)
+from edge_containers.image_archive import manifests_of, platform_manifest, read_manifest, read_platform
+from edge_containers.image_model import Descriptor, Platform, document_type
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
@@ -36,10 +31,20 @@ from publisher.environments import read_environment
 from publisher.errors import NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.image_configuration import ContainerImageConfig, container_image_configuration
-from publisher.image_transfer import PushedImage, export_image, push_image
+from publisher.image_transfer import (
+    Access,
+    AccessOf,
+    PushedImage,
+    RemoteTag,
+    export_image,
+    pull_image,
+    push_image,
+    remote_tags,
+)
 from publisher.models import Model
 from publisher.records import Filter
 from publisher.registered import Registered
+from publisher.sbom import sbom_of
 from publisher.steps import Steps, no_steps
 from publisher.target_platforms import uv_platform
 from publisher.uv_runner import BuildLog
@@ -117,8 +122,9 @@ class Image(Registered):
 
     @property
     def descriptor(self) -> Descriptor:
-        """Of the OCI index in the workspace's store."""
-        return Descriptor(OCI_INDEX, self.digest, self.workspace.store.size(self.digest))
+        """Of the image's index (or its one manifest, where it was pulled as such) in the workspace's store."""
+        data = self.workspace.store.read_bytes(self.digest)
+        return Descriptor(document_type(data, self.id), self.digest, len(data))
 
     @property
     def models(self) -> builtins.list[Model]:
@@ -128,19 +134,17 @@ class Image(Registered):
     @property
     def platforms(self) -> tuple[Platform, ...]:
         """What it was built for."""
-        return self._index().platforms
+        return tuple(self._manifests())
 
     @property
     def layers(self) -> tuple[LayerSize, ...]:
         """Distinct layers with the platforms that have them, lowest first."""
         found: dict[ImageDigest, LayerSize] = {}
-        for entry in self._index().manifests:
-            manifest = ImageManifest.from_bytes(self.workspace.store.read_bytes(entry.digest))
-            for layer in manifest.layers:
+        for platform, manifest in self._manifests().items():
+            for layer in read_manifest(self.workspace.store, manifest).layers:
                 before = found[layer.digest].platforms if layer.digest in found else ()
-                after = (*before, entry.platform) if entry.platform else before
                 role = layer.annotations.get(ROLE_ANNOTATION, "")
-                found[layer.digest] = LayerSize(role, layer.digest, layer.size, after)
+                found[layer.digest] = LayerSize(role, layer.digest, layer.size, (*before, platform))
         return tuple(found.values())
 
     def wait_for_creation(self, show_output: bool = False) -> None:
@@ -148,24 +152,65 @@ class Image(Registered):
         if show_output:
             print(f"image {self.id}: {self.creation_state}")
 
+    @classmethod
+    def pull(
+        cls,
+        workspace: Workspace,
+        reference: str,
+        *,
+        name: str | None = None,
+        credentials: BasicCredentials | None = None,
+        ca_file: Path | None = None,
+        steps: Steps = no_steps,
+    ) -> Self:
+        """Bring an image of a registry into the workspace as the next version of `name` (its repository's last part).
+
+        Raises:
+            RegistryError, DigestMismatchError, DiskFullError: nothing is listed; what came is not fetched again.
+        """
+        access = Access(credentials, ca_file)
+        ref = ImageRef.parse(reference)
+        return cls(workspace, id=pull_image(workspace, ref, access, name=name, steps=steps))
+
     def push(
         self,
         registry: str,
         *,
         repository: str | None = None,
+        tag: str | None = None,
+        force: bool = False,
         credentials: BasicCredentials | None = None,
         ca_file: Path | None = None,
         steps: Steps = no_steps,
     ) -> PushedImage:
-        """Push to `registry` as `repository` (the image's name by default), tagged with the version.
+        """Push to `registry` as `repository` (the image's name by default) and `tag` (the version by default).
 
         Raises:
+            TagMovedError: the tag names something that this workspace did not put there; `force` moves it.
             RegistryError: what the registry refused; blobs already sent are found there next time.
         """
-        target = ImageRef(registry, repository or self.name, str(self.version))
-        pushed = push_image(self, target, credentials=credentials, ca_file=ca_file, steps=steps)
+        target = ImageRef(registry, repository or self.name, tag or str(self.version))
+        pushed = push_image(self, target, Access(credentials, ca_file), force=force, steps=steps)
         self.image_location = str(pushed.location)
         return pushed
+
+    def remote_tags(self, access_of: AccessOf) -> builtins.list[RemoteTag]:
+        """What the registries say now about each tag that was pushed or pulled as this image."""
+        return remote_tags(self, access_of)
+
+    def sbom(self, platform: str | None = None) -> bytes:
+        """CycloneDX JSON of one platform's locked packages (by default this machine's, else the first).
+
+        Raises:
+            NoSbomError: the image carries none and has no lock to make one from.
+            PlatformNotFoundError: the image is not built for `platform`.
+        """
+        manifests = self._manifests()
+        if platform is not None:
+            wanted = platform_manifest(self.workspace.store, self.descriptor, Platform.parse(platform))
+        else:
+            wanted = manifests.get(Platform.host(), next(iter(manifests.values())))
+        return sbom_of(self.workspace.store, wanted)
 
     def export(self, output_file: Path, platform: str | None = None) -> int:
         """Write the image, or one platform of it, as a file for `docker load` and skopeo (`oci-archive:FILE`).
@@ -212,8 +257,15 @@ class Image(Registered):
         self.build_seconds = row["build_seconds"]
         self.model_ids = json.loads(row["model_ids"])
 
-    def _index(self) -> ImageIndex:
-        return ImageIndex.from_bytes(self.workspace.store.read_bytes(self.digest))
+    def _manifests(self) -> dict[Platform, Descriptor]:
+        """Each platform's manifest; attestations, listed as platform `unknown`, are none."""
+        store = self.workspace.store
+        found = {}
+        for manifest in manifests_of(store, self.descriptor):
+            platform = manifest.platform or read_platform(store, manifest)
+            if platform.os != "unknown":
+                found[platform] = manifest
+        return found
 
 
 class ContainerImage(Image):

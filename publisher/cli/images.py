@@ -1,13 +1,15 @@
-"""`edgewright image`: build, list, show, push, export, delete."""
+"""`edgewright image`: build, list, show, push, pull, export, delete."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_containers.image_model import Platform
+from edge_contracts.image_ref import ImageRef
 from publisher.build_request import BuildRequest
 from publisher.builders.oci import BuildResult
 from publisher.cli.options import labels_of, password_of
@@ -26,6 +28,7 @@ from publisher.cli.output import (
 from publisher.environments import read_environment
 from publisher.errors import UsageError
 from publisher.image_plan import DEFAULT_MESSAGES
+from publisher.image_transfer import Access, PushedImage, RemoteTag, TagState
 from publisher.images import ContainerImage, Image, default_platforms
 from publisher.models import Model
 from publisher.workspace import Workspace
@@ -52,6 +55,16 @@ app.add_typer(base_app, name="base")
 ImageArgument = Annotated[
     str, typer.Argument(metavar="NAME[:VERSION]", help="A built image; newest version by default.")
 ]
+UsernameOption = Annotated[
+    str | None, typer.Option(help="User of the registry; the workspace's or Docker's login by default.")
+]
+PasswordOption = Annotated[
+    bool,
+    typer.Option(
+        "--password-stdin", help="Read the password from stdin (else EDGEWRIGHT_REGISTRY_PASSWORD)."
+    ),
+]
+CaOption = Annotated[Path | None, typer.Option(help="Certificate authority of the registry, PEM.")]
 
 
 @app.command()
@@ -184,9 +197,32 @@ def list_images(
 
 
 @app.command()
-def show(image: ImageArgument, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
+def show(
+    image: ImageArgument,
+    *,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Also ask the registries what its tags name now.")
+    ] = False,
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Print its SBOM (CycloneDX JSON, one platform) instead.")
+    ] = False,
+    platform: Annotated[str | None, typer.Option(help="Platform of the SBOM, as linux/arm64.")] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
     """Show one image with its layers."""
-    show_document(Image(Workspace.open(), id=image).serialize(), chosen(output, as_json))
+    workspace = Workspace.open()
+    found = Image(workspace, id=image)
+    if sbom:
+        print(json.dumps(json.loads(found.sbom(platform)), indent=2, sort_keys=True))
+        return
+    tags = found.remote_tags(lambda registry: _access(workspace, registry)) if remote else []
+    document = found.serialize() | ({"remoteTags": [_tag_document(each) for each in tags]} if remote else {})
+    show_document(document, chosen(output, as_json))
+    for each in tags:
+        if each.state is not TagState.SAME:
+            now = each.found or "nothing"
+            note(f"warning: {each.reference} was {each.recorded} here and names {now} now")
 
 
 @app.command()
@@ -199,41 +235,81 @@ def push(
     repository: Annotated[
         str | None, typer.Option(help="Repository there; the image's name by default.")
     ] = None,
-    username: Annotated[str | None, typer.Option(help="User of the registry.")] = None,
-    password_stdin: Annotated[
-        bool,
+    tag: Annotated[
+        list[str] | None,
         typer.Option(
-            "--password-stdin", help="Read the password from stdin (else EDGEWRIGHT_REGISTRY_PASSWORD)."
+            "--tag",
+            "-t",
+            metavar="[HOST/]NAME[:TAG]",
+            help="Where to push, with a registry of its own or on REGISTRY; the version by default. May be repeated.",
         ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move a tag that names something not pushed from here.")
     ] = False,
-    ca_file: Annotated[Path | None, typer.Option(help="Certificate authority of the registry, PEM.")] = None,
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    ca_file: CaOption = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
     """Push an image; only blobs that the registry lacks are sent. Prints its reference by digest."""
     workspace = Workspace.open()
     found = Image(workspace, id=image)
-    given, embedded = _credentials(username, password_stdin), None
-    if registry is None or given is None:
-        registry, embedded = _embedded_registry(workspace, registry)
-    pushed = found.push(
-        registry,
-        repository=repository,
-        credentials=given or embedded,
-        ca_file=ca_file,
-        steps=progress,
+    if repository is not None and tag:
+        raise UsageError("give --repository, or the whole name with -t NAME:TAG, not both")
+    given = _credentials(username, password_stdin)
+    pushed = []
+    for host, name, label in _targets(workspace, found, registry, repository, tag):
+        login = _access(workspace, host, given, ca_file)
+        pushed.append(
+            found.push(
+                host,
+                repository=name,
+                tag=label,
+                force=force,
+                credentials=login.credentials,
+                ca_file=ca_file,
+                steps=progress,
+            )
+        )
+    if chosen(output, as_json) is not Format.TABLE:
+        documents = [_push_document(each) for each in pushed]
+        show_document(documents[0] | {"pushed": documents}, chosen(output, as_json))
+        return
+    for each in pushed:
+        print(each.location)
+        note(
+            f"{each.tagged}: sent {each.bytes_sent} bytes: {each.blobs_sent} blobs, {each.blobs_skipped} were there"
+        )
+
+
+@app.command()
+def pull(
+    reference: Annotated[
+        str, typer.Argument(metavar="HOST/NAME[:TAG|@DIGEST]", help="The image; its digest is safest.")
+    ],
+    *,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name here; the last part of the repository by default.")
+    ] = None,
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    ca_file: CaOption = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an image of a registry into the workspace, with all platforms, SBOM and signatures."""
+    workspace = Workspace.open()
+    host = ImageRef.parse(reference).registry or ""
+    login = _access(workspace, host, _credentials(username, password_stdin), ca_file)
+    found = Image.pull(
+        workspace, reference, name=name, credentials=login.credentials, ca_file=ca_file, steps=progress
     )
     if chosen(output, as_json) is not Format.TABLE:
-        document = {
-            "imageLocation": str(pushed.location),
-            "bytesSent": pushed.bytes_sent,
-            "blobsSent": pushed.blobs_sent,
-            "blobsSkipped": pushed.blobs_skipped,
-        }
-        show_document(document, chosen(output, as_json))
+        show_document(found.serialize(), chosen(output, as_json))
         return
-    print(pushed.location)
-    note(f"sent {pushed.bytes_sent} bytes: {pushed.blobs_sent} blobs, {pushed.blobs_skipped} were there")
+    print(f"{found.id} {found.digest}")
 
 
 @app.command()
@@ -328,22 +404,56 @@ def _platforms(workspace: Workspace, given: list[str] | None) -> tuple[Platform,
     return tuple(Platform.parse(each) for each in given) if given else default_platforms(workspace)
 
 
-def _embedded_registry(workspace: Workspace, registry: str | None) -> tuple[str, BasicCredentials | None]:
-    """The embedded hub's registry when none is named, and its credentials when it is the one that is named."""
-    from publisher.credentials import EmbeddedCredentials
-    from publisher.embedded_hub import NoHubError, hub_endpoint
+def _targets(
+    workspace: Workspace, image: Image, registry: str | None, repository: str | None, tags: list[str] | None
+) -> list[tuple[str, str, str | None]]:
+    """Registry, repository and tag of each place to push to."""
+    if not tags:
+        return [(registry or _embedded_registry(workspace), repository or image.name, None)]
+    targets = []
+    for each in tags:
+        ref = ImageRef.parse(each)
+        if ref.digest is not None:
+            raise UsageError(f"-t takes NAME[:TAG], not a digest: {each!r}", where="-t")
+        targets.append((ref.registry or registry or _embedded_registry(workspace), ref.repository, ref.tag))
+    return targets
 
-    try:
-        endpoint = hub_endpoint(workspace)
-    except NoHubError:
-        if registry is None:
-            raise
-        return registry, None
-    if registry is None:
-        if endpoint.address is None:
-            raise UsageError("name the registry to push to: this workspace's hub is not the embedded one")
-        registry = endpoint.address.registry
-    return registry, EmbeddedCredentials(endpoint).push_credentials(registry)
+
+def _embedded_registry(workspace: Workspace) -> str:
+    """The embedded hub's registry, which is meant when none is named."""
+    from publisher.embedded_hub import hub_endpoint
+
+    endpoint = hub_endpoint(workspace)
+    if endpoint.address is None:
+        raise UsageError("name the registry to push to: this workspace's hub is not the embedded one")
+    return endpoint.address.registry
+
+
+def _access(
+    workspace: Workspace, registry: str, given: BasicCredentials | None = None, ca_file: Path | None = None
+) -> Access:
+    from publisher.credentials.chain import credentials_for
+
+    return Access(given or credentials_for(registry, workspace=workspace), ca_file)
+
+
+def _push_document(pushed: PushedImage) -> dict[str, Any]:
+    return {
+        "imageLocation": str(pushed.location),
+        "tagged": str(pushed.tagged),
+        "bytesSent": pushed.bytes_sent,
+        "blobsSent": pushed.blobs_sent,
+        "blobsSkipped": pushed.blobs_skipped,
+    }
+
+
+def _tag_document(tag: RemoteTag) -> dict[str, Any]:
+    return {
+        "reference": str(tag.reference),
+        "state": tag.state.value,
+        "recordedDigest": str(tag.recorded),
+        "foundDigest": str(tag.found) if tag.found is not None else None,
+    }
 
 
 def _credentials(username: str | None, password_stdin: bool) -> BasicCredentials | None:

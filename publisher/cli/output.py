@@ -140,7 +140,8 @@ class ProgressLine:
             if not self._shown or not sys.stderr.isatty() or now - self._printed < PROGRESS_EVERY_S:
                 return
             self._printed = now
-            note(f"{self._label}: {size_text(done_bytes)} of {size_text(total_bytes)}")
+            rate = size_text(done_bytes / max(now - self._started, 0.001))
+            note(f"{self._label}: {size_text(done_bytes)} of {size_text(total_bytes)}, {rate}/s")
 
     def end(self, how: str) -> None:
         """Print how it ended, if it was shown at all."""

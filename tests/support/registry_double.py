@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _permitted(self, path: str) -> bool:
         action = "push" if self.command in ("POST", "PUT") else "pull"
-        repository = re.sub(r"/(blobs|manifests)/.*", "", path.removeprefix("/v2/"))
+        repository = re.sub(r"/(blobs|manifests|referrers)/.*", "", path.removeprefix("/v2/"))
         if self.double.auth == "none" or self._grants(repository, action):
             return True
         challenge = 'Basic realm="double"'
