@@ -143,8 +143,13 @@ class RegistryTransport:
         """
         used = self._authorization(call)
         response = self._follow(call, used)
-        if response.status == HTTPStatus.UNAUTHORIZED:
-            response = self._follow(call, self._authenticate(call, used, response))
+        for _ in range(2):
+            if response.status != HTTPStatus.UNAUTHORIZED:
+                break
+            used, is_new = self._authenticate(call, used, response)
+            response = self._follow(call, used)
+            if is_new:
+                break
         if response.status not in call.expected:
             raise self._refusal(call, response)
         return response
@@ -272,20 +277,25 @@ class RegistryTransport:
                 ) from error
         return context
 
-    def _authenticate(self, call: Call, used: Secret | None, response: urllib3.BaseHTTPResponse) -> Secret:
-        """What to send instead of `used`, which the registry refused; got once, however many threads were refused."""
+    def _authenticate(
+        self, call: Call, used: Secret | None, response: urllib3.BaseHTTPResponse
+    ) -> tuple[Secret, bool]:
+        """What to send instead of `used`, which the registry refused, and whether it was got just now.
+
+        However many threads were refused, it is got once; one that another thread got may have expired since.
+        """
         scheme, fields = _parse_challenge(response.headers.get("WWW-Authenticate", ""))
         refused = self._refusal(call, response)
         with self._renewing:
             present = self._authorization(call)
             if present is not None and present is not used:
-                return present
+                return present, False
             if scheme == "basic" and self._credentials is not None:
                 self._basic = self._credentials.header
-                return self._basic
+                return self._basic, True
             if scheme == "bearer" and "realm" in fields:
                 self._authorizations[call.scopes] = token = self._token(call, fields)
-                return token
+                return token, True
         raise refused
 
     def _token(self, call: Call, challenge: Mapping[str, str]) -> Secret:

@@ -53,13 +53,11 @@ def sweep(registry: TokenRegistry, image: Image, tmp_path: Path) -> Iterator[Swe
 
 def test_every_request_of_a_push_may_fail(sweep: Sweep) -> None:
     outcomes = sweep_push(sweep, Fault, every=False)
-    print(outcomes)
     assert sum(outcomes.values()) >= 25, outcomes
-    assert outcomes["whole"] > sum(outcomes.values()) // 2, outcomes
+    assert set(outcomes) <= {"whole", "digest-mismatch", "image-format"}, outcomes
 
 
 def test_every_request_of_a_pull_may_fail(sweep: Sweep) -> None:
     outcomes = sweep_pull(sweep, Fault, every=False)
-    print(outcomes)
     assert sum(outcomes.values()) >= 12, outcomes
-    assert outcomes["whole"] > sum(outcomes.values()) // 3, outcomes
+    assert set(outcomes) <= {"whole", "digest-mismatch", "image-format"}, outcomes
