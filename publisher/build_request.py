@@ -34,6 +34,7 @@ from publisher.target_platforms import uv_platform
 # One path part of an OCI repository name (distribution-spec), since the name is also the repository pushed to.
 NAME_RULE = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 NAME_LIMIT = 128
+OCI, DOCKER = BUILDERS = ("oci", "docker")
 INDEX_SCHEMES = ("https", "http", "file")
 
 
@@ -48,6 +49,8 @@ class BuildRequest:
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
         settings_files: generated files beside the script.
+        builder: `oci` (in process) or `docker`, for steps that must be run below the image's own layers.
+        docker_file: those steps, for builder docker.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
         base_credentials: of the registry the base is taken from; Docker's own login without.
         golden: file or folder of golden requests, or `schema` for the script's own sample.
@@ -67,6 +70,8 @@ class BuildRequest:
     base_credentials: BaseCredentials | None = field(default=None, repr=False)
     messages: str = DEFAULT_MESSAGES
     golden: Path | None = None
+    builder: str = OCI
+    docker_file: Path | None = None
     upgrade: bool = False
     locked: bool = False
     index: str = field(default="", repr=False)
@@ -83,7 +88,14 @@ class BuildRequest:
     @property
     def scoring_environment(self) -> Environment:
         """The requirements with the runtime's own."""
-        return self.environment.for_scoring(bare_onnx=self.is_bare_onnx)
+        environment = self.environment
+        if environment.conda is not None and self.builder == DOCKER:
+            # The engine installs the conda file whole; what else is asked for goes on top.
+            own = tuple(
+                each for each in environment.requirements if each not in environment.conda.requirements
+            )
+            environment = replace(environment, requirements=own)
+        return environment.for_scoring(bare_onnx=self.is_bare_onnx)
 
     def package_sources(self, settings: EnvironmentSettings) -> EnvironmentSettings:
         """The workspace's index settings, with those of this build in their place."""
@@ -170,6 +182,7 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError("an image needs at least one platform")
     for platform in request.platforms:
         uv_platform(platform)
+    _check_builder(request)
     _check_environment(request)
     _check_golden(request)
 
@@ -188,6 +201,19 @@ def _check_golden(request: BuildRequest) -> None:
         )
 
 
+def _check_builder(request: BuildRequest) -> None:
+    if request.builder not in BUILDERS:
+        raise UsageError(
+            f"builder must be {' or '.join(BUILDERS)}, not {request.builder!r}", where=request.builder
+        )
+    if request.docker_file is None:
+        return
+    if request.builder != DOCKER:
+        raise UsageError("a Dockerfile's steps need an engine: add --builder docker", where="--docker-file")
+    if not request.docker_file.is_file():
+        raise UsageError(f"Dockerfile {request.docker_file} does not exist", where=str(request.docker_file))
+
+
 def _check_environment(request: BuildRequest) -> None:
     if request.locked and request.upgrade:
         raise UsageError("--locked keeps the lock and --upgrade makes a new one: give one of them")
@@ -196,7 +222,7 @@ def _check_environment(request: BuildRequest) -> None:
         if url and (urlsplit(url).scheme not in INDEX_SCHEMES or any(each.isspace() for each in url)):
             known = ", ".join(f"{each}://" for each in INDEX_SCHEMES)
             raise UsageError(f"a package index must be a URL beginning with {known}", where="--index")
-    if request.environment.conda is not None:
+    if request.environment.conda is not None and request.builder != DOCKER:
         request.environment.conda.check_wheels()
 
 

@@ -11,6 +11,7 @@ PublishError
 │   └── MlflowModelError            an MLflow folder that says something that must not be
 ├── DocumentError                 a YAML document that cannot be read
 ├── BaseImageError                the base is not there, or does not fit
+├── EngineError                   a Docker engine is not there, or a build in it failed
 ├── GoldenError                   golden requests that cannot be read, or are answered otherwise
 ├── ScriptError                   the entry script cannot be what the image starts
 └── EnvironmentResolveError       the requirements cannot become layers
@@ -89,6 +90,12 @@ class DocumentError(PublishError):
     """A YAML document that cannot be read, or says something that is not taken."""
 
     code = "document"
+
+
+class EngineError(PublishError):
+    """The Docker engine cannot be reached, or what it was asked to build failed."""
+
+    code = "engine"
 
 
 class GoldenError(PublishError):

@@ -24,7 +24,6 @@ RUNTIMES = ("spark-py", "python")
 _SLIM = "python-slim"  # accepted by the original too, and not documented there either
 
 _REFUSED: Mapping[str, str] = {
-    "docker_file": "images are assembled without Dockerfiles; list Python packages in requirements_file",
     "schema_file": "leave it out: decorate run() with inference_schema's types, which /swagger.json shows",
     "enable_gpu": "leave it out and require the GPU build of your packages in requirements_file",
     "cuda_version": "leave it out and require the GPU build of your packages in requirements_file",
@@ -39,6 +38,7 @@ class ContainerImageConfig:
     Attributes:
         execution_script, requirements_file, conda_file, dependencies: absolute, so that the current directory may change.
         runtime: `python` or `spark-py`.
+        docker_file: steps for a Docker engine to run below the image's own layers.
         base_image, base_credentials: what the image stands on, and the login of its registry.
     """
 
@@ -50,6 +50,7 @@ class ContainerImageConfig:
     platforms: tuple[Platform, ...] | None
     base_image: str | None
     base_credentials: BasicCredentials | None
+    docker_file: Path | None
     tags: Mapping[str, str]
     properties: Mapping[str, str]
     description: str | None
@@ -94,7 +95,6 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
     _base(base_image, base_image_registry, known)
     _require_file("requirements_file", requirements_file)
     given = {
-        "docker_file": docker_file,
         "schema_file": schema_file,
         "enable_gpu": enable_gpu,
         "cuda_version": cuda_version,
@@ -111,6 +111,7 @@ def container_image_configuration(  # noqa: PLR0917 - the signature of Azure ML'
         platforms=tuple(Platform.parse(each) for each in platforms) if platforms else None,
         base_image=_with_registry(base_image, base_image_registry),
         base_credentials=_credentials(base_image_registry),
+        docker_file=Path(docker_file).absolute() if docker_file else None,
         tags=check_labels("tags", tags),
         properties=check_labels("properties", properties),
         description=description,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from edge_containers.image_archive import manifests_of, platform_manifest, read_manifest, read_platform
 from edge_containers.image_model import Descriptor, Platform, document_type
 from edge_contracts.image_ref import ImageDigest, ImageRef
-from publisher.build_request import BuildRequest, check_request
+from publisher.build_request import DOCKER, OCI, BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
 from publisher.database import next_version
@@ -311,6 +311,8 @@ class ContainerImage(Image):
             platforms=image_config.platforms or default_platforms(workspace),
             base=image_config.base_image or settings.image.default_base,
             base_credentials=image_config.credentials_of_base,
+            builder=DOCKER if image_config.docker_file else OCI,
+            docker_file=image_config.docker_file,
             tags=image_config.tags,
             properties=image_config.properties,
             description=image_config.description,
@@ -328,7 +330,7 @@ class ContainerImage(Image):
         # Always in this order, image name before store, so that two commands cannot wait for each other.
         with workspace.lock(f"image-{request.name}"), workspace.lock(STORE_LOCK, shared=True):
             packages = request.package_sources(workspace.settings.environment)
-            builder = OciBuilder(workspace, log, steps, packages, offline=request.locked)
+            builder = _builder(request)(workspace, log, steps, packages, offline=request.locked)
             result = builder.build(request)
             version = _record(workspace, request, result, log)
         workspace.audit("image build", f"{request.name}:{version}", digest=str(result.index.digest))
@@ -369,6 +371,14 @@ class IotContainerImage(ContainerImage):
             requirements_file=requirements,
             platforms=[str(platform)],
         )
+
+
+def _builder(request: BuildRequest) -> type[OciBuilder]:
+    if request.builder != DOCKER:
+        return OciBuilder
+    from publisher.builders.docker import DockerBuilder
+
+    return DockerBuilder
 
 
 def _model(workspace: Workspace, given: object) -> Model:

@@ -35,6 +35,11 @@ class BuildLog:
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(f"== {title}\n{redact_text(text).rstrip()}\n")
 
+    def write_line(self, text: str) -> None:
+        """Append one line of what runs, as it comes, without secrets."""
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{redact_text(text)}\n")
+
 
 @dataclass(frozen=True, slots=True)
 class UvResult:

@@ -134,7 +134,7 @@ class Bases:
         if found is None:
             found = self._bring(source, platform, work)
             self._remember(source.key(platform) or "", found)
-        _check_fits(found, python)
+        check_fits(found, python)
         return found
 
     def _bring(self, source: BaseSource, platform: Platform, work: Path) -> BaseImage:
@@ -200,8 +200,12 @@ def _looks_like_a_path(base: str, root: Path) -> bool:
     )
 
 
-def _check_fits(base: BaseImage, python: str) -> None:
-    """Refuse a base whose Python would not run what is put on it."""
+def check_fits(base: BaseImage, python: str) -> None:
+    """Refuse a base whose Python would not run what is put on it.
+
+    Raises:
+        BaseImageError: expected and found.
+    """
     found, name = base.python, base.brought.name
     wanted = base.platform.architecture
     if found.architecture != wanted:

@@ -214,7 +214,7 @@ class DiskSource:
                     if "index.json" in members.names:
                         return _from_layout(members, tag, store, platform)
                     if "manifest.json" in members.names:
-                        return _from_docker(members, store, platform)
+                        return _from_docker(members, store, platform, self._compression, {})
             return _from_rootfs(path, store, self._compression)
         except (OSError, tarfile.TarError, zlib.error, EOFError) as error:
             raise BaseImageError(f"base {path} cannot be read: {error}", where=str(path)) from error
@@ -320,8 +320,26 @@ def _blob_name(digest: ImageDigest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
-def _from_docker(members: _Members, store: ContentStore, platform: Platform) -> BroughtBase:
-    """An archive of `docker save`: plain tars by path, a config that names their diff_ids."""
+def from_docker_archive(
+    path: Path,
+    store: ContentStore,
+    platform: Platform,
+    compression: int,
+    known: Mapping[ImageDigest, Descriptor],
+) -> BroughtBase:
+    """What `docker save` wrote, as a base; layers of `known` diff_ids are in the store already."""
+    with tarfile.open(path, "r:") as archive:
+        return _from_docker(_ArchiveMembers(archive), store, platform, compression, known)
+
+
+def _from_docker(
+    members: _Members,
+    store: ContentStore,
+    platform: Platform,
+    compression: int,
+    known: Mapping[ImageDigest, Descriptor],
+) -> BroughtBase:
+    """An archive of `docker save`: tars by path, a config that names their diff_ids."""
     [entry] = json.loads(members.read("manifest.json"))[:1] or [{}]
     data = members.read(entry["Config"])
     config = ImageConfig.from_bytes(data)
@@ -329,9 +347,15 @@ def _from_docker(members: _Members, store: ContentStore, platform: Platform) -> 
         raise BaseImageError(f"the image is for {config.platform}, not for {platform}")
     layers = []
     for name, diff_id in zip(entry["Layers"], config.diff_ids, strict=True):
-        with members.open(name) as source, store.writer(diff_id) as blob:
-            _copy(source, blob.write)
-        layers.append((blob.blob.describe(OCI_LAYER_TAR), diff_id))
+        if diff_id in known:
+            layers.append((known[diff_id], diff_id))
+            continue
+        with members.open(name) as source:
+            layers.append(store_tar(source, store, compression))
+        if layers[-1][1] != diff_id:
+            raise BaseImageError(
+                f"layer {name} is not what its config says: {diff_id}, found {layers[-1][1]}"
+            )
     return BroughtBase(str(ImageDigest.of(data)), tuple(layers), config.env)
 
 
@@ -341,20 +365,25 @@ def _from_rootfs(path: Path, store: ContentStore, compression: int) -> BroughtBa
 
 
 def store_rootfs(path: Path, store: ContentStore, compression: int) -> tuple[Descriptor, ImageDigest]:
-    """A root file system's tar as a layer in the store: as it is where compressed, else compressed."""
+    """A root file system's tar as a layer in the store; see `store_tar`."""
+    with path.open("rb") as file:
+        return store_tar(file, store, compression)
+
+
+def store_tar(file: IO[bytes], store: ContentStore, compression: int) -> tuple[Descriptor, ImageDigest]:
+    """A tar as a layer in the store: as it is where compressed, else compressed. `file` can be rewound."""
     plain = hashlib.sha256()
+    is_gzip = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
     with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
         blob = stack.enter_context(store.writer())
-        if _is_gzip(path):
+        if is_gzip:
             _copy(file, blob.write)
             file.seek(0)
             _copy(cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file))), plain.update)
         else:
-            sink = gzip.GzipFile(
-                filename="", mode="wb", fileobj=cast(IO[bytes], blob), compresslevel=compression or 1, mtime=0
-            )
-            with sink:
+            out = cast(IO[bytes], blob)
+            with gzip.GzipFile("", "wb", fileobj=out, compresslevel=compression or 1, mtime=0) as sink:
                 while data := file.read(_CHUNK_BYTES):
                     plain.update(data)
                     sink.write(data)

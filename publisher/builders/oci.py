@@ -107,6 +107,7 @@ class OciBuilder:
         self._cache = LayerCache(workspace.cache / LAYER_CACHE, workspace.store)
         self._uv = UvRunner(packages or workspace.settings.environment, workspace.root, log, offline=offline)
         self._locks = EnvironmentLocks(workspace.cache / "locks", self._uv)
+        self._log = log
         self._steps = steps
         self._stop = threading.Event()
 

@@ -120,6 +120,15 @@ def build(
             "HOST/REPOSITORY:TAG; the workspace's by default.",
         ),
     ] = None,
+    builder: Annotated[
+        str, typer.Option(help="oci, in process; or docker, for steps that an engine must run.")
+    ] = "oci",
+    docker_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Steps below the image's own layers, for --builder docker; without FROM they start from the base."
+        ),
+    ] = None,
     golden: Annotated[
         Path | None,
         typer.Option(
@@ -158,6 +167,8 @@ def build(
         base=base or workspace.settings.image.default_base,
         messages=messages,
         golden=golden,
+        builder=builder,
+        docker_file=docker_file,
         upgrade=upgrade,
         locked=locked,
         index=index or "",

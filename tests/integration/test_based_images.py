@@ -21,6 +21,7 @@ from edge_contracts.redact import Secret
 from publisher.bases.create import BaseRecipe, create_base
 from publisher.build_request import BuildRequest
 from publisher.environments import Environment
+from publisher.errors import EngineError
 from publisher.images import ContainerImage
 from publisher.models import Model
 from publisher.workspace import Workspace
@@ -109,6 +110,74 @@ def test_an_engine_pulls_it_by_digest_and_scores_unprivileged(
         raise
     finally:
         docker_engine.run("rm", "-f", container)
+
+
+@pytest.fixture
+def docker_request(
+    image: ContainerImage, docker_engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> BuildRequest:
+    """The same model on a base that the engine adds to; it has no shell, so steps are programs."""
+    monkeypatch.setenv("DOCKER_HOST", docker_engine.address)
+    (tmp_path / "note.txt").write_text("from the folder")
+    (tmp_path / "left-out.txt").write_text("x" * 1000)
+    (tmp_path / ".dockerignore").write_text("left-out.txt\n")
+    (tmp_path / "Dockerfile").write_text(
+        "COPY note.txt /etc/note.txt\n"
+        "RUN [\"/usr/bin/python3\", \"-c\", \"print('a step runs'); open('/etc/made', 'w').write('made')\"]\n"
+        "ENV GREETING=hello\n"
+    )
+    return BuildRequest(
+        "engined",
+        tuple(image.models),
+        None,
+        Environment((), "3.11"),
+        platforms=(AMD64,),
+        base="bookworm",
+        builder="docker",
+        docker_file=tmp_path / "Dockerfile",
+    )
+
+
+def test_an_engine_builds_below_the_same_layers(
+    image: ContainerImage, docker_request: BuildRequest, docker_engine: DockerEngine
+) -> None:
+    built = ContainerImage.from_request(image.workspace, docker_request)
+    assert "a step runs" in Path(built.image_build_log_uri).read_text()
+    below, _ = documents(image, AMD64)
+    manifest, config = documents(built, AMD64)
+    roles = [layer.annotations["edgewright.layer"] for layer in manifest.layers]
+    assert roles == ["base", "base-2", "base-3", "dependencies", "runtime", "model"]
+    assert manifest.layers[0] == below.layers[0]
+    assert manifest.layers[3:] == below.layers[1:]
+    assert "GREETING=hello" in config.env
+    assert config.labels["edgewright.base"].startswith("sha256:")
+    archive = docker_request.docker_file.parent / "engined.tar"
+    built.export(archive)
+    docker_engine.run("load", "--input", str(archive))
+    program = "print(open('/etc/note.txt').read(), open('/etc/made').read())"
+    printed = docker_engine.run("run", "--rm", "--network=none", built.id, "/usr/bin/python3", "-c", program)
+    assert printed == "from the folder made"
+    again = ContainerImage.from_request(image.workspace, docker_request)
+    assert again.digest == built.digest
+    again.delete()
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ('RUN ["/usr/bin/python3", "-c", "raise SystemExit(7)"]', "returned a non-zero code: 7"),
+        ("COPY nothere /", "Docker's build failed|Docker refused"),
+        ("NOSUCH step", "unknown instruction|Docker refused"),
+    ],
+)
+def test_an_engines_failure_is_no_image(
+    image: ContainerImage, docker_request: BuildRequest, steps: str, says: str
+) -> None:
+    docker_request.docker_file.write_text(f"{steps}\n")
+    before = [each.id for each in ContainerImage.list(image.workspace)]
+    with pytest.raises(EngineError, match=says):
+        ContainerImage.from_request(image.workspace, docker_request)
+    assert [each.id for each in ContainerImage.list(image.workspace)] == before
 
 
 @pytest.fixture

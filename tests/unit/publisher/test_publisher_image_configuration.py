@@ -68,7 +68,6 @@ def test_paths_are_held_absolutely(folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"docker_file": "Dockerfile"}, "docker_file is not supported"),
         ({"schema_file": "schema.json"}, "schema_file is not supported: .*inference_schema"),
         ({"enable_gpu": True}, "enable_gpu is not supported"),
         ({"cuda_version": "10.0"}, "cuda_version is not supported"),
