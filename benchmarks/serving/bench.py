@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "edgewright": (*RUNTIME, "uvicorn==0.54.0", "httptools==0.9.0", "starlette==1.10.0", "orjson==3.13.0"),
     "azureml": (*RUNTIME, "azureml-inference-server-http==1.5.1"),
     "fastapi": (*RUNTIME, "fastapi==0.165.0", "uvicorn==0.54.0", "httptools==0.9.0", "uvloop==0.22.1"),
+    "granian": (*RUNTIME, "fastapi==0.165.0", "granian==2.8.7"),
+    "mlserver": (*RUNTIME, "mlserver==1.7.1", "uvloop==0.21.0", "setuptools"),
+    "bentoml": (*RUNTIME, "bentoml==1.4.39"),
+    "litserve": (*RUNTIME, "litserve==0.2.19"),
 }
 
 
@@ -72,15 +76,43 @@ CASES = (
 )
 
 
+def _as_it_is(document: Any) -> Any:
+    return document
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a server is asked, when not by `POST /score` with `{"data": rows}` and an answer by output names."""
+
+    path: str = "/score"
+    question: Callable[[Any], Any] = _as_it_is
+    answer: Callable[[Any], Any] = _as_it_is
+
+
+def _v2_question(document: Any) -> Any:
+    rows = document["data"]
+    tensor = {"name": "input", "datatype": "FP32", "shape": [len(rows), len(rows[0])]}
+    return {"inputs": [{**tensor, "data": [value for row in rows for value in row]}]}
+
+
+def _v2_answer(document: Any) -> Any:
+    found = {output["name"]: np.array(output["data"]) for output in document["outputs"]}
+    return {"label": found["label"].ravel(), "probabilities": found["probabilities"].reshape(-1, 3)}
+
+
+OPEN_INFERENCE = Dialect("/v2/models/tab/infer", _v2_question, _v2_answer)
+
+
 @dataclass(frozen=True)
 class Server:
-    """How a peer is started for a case."""
+    """How a peer is started for a case, and asked."""
 
     name: str
     environment: str
     command: Callable[[Case, int], list[str]]
     cases: tuple[str, ...]
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Callable[[int], Mapping[str, str]] = lambda port: {}
+    dialect: Dialect = Dialect()
     checked: bool = True
 
 
@@ -110,6 +142,24 @@ def _fastapi(case: Case, port: int) -> list[str]:
     return [_python("fastapi"), "-m", "uvicorn", *app, *options, "--no-access-log", "--log-level", "warning"]
 
 
+def _granian(case: Case, port: int) -> list[str]:
+    options = ["--interface", "asgi", "--host", HOST, "--port", str(port), "--workers", "1", "--no-log"]
+    return [str(WORK / "granian" / "bin" / "granian"), *options, "fastapi_app:app"]
+
+
+def _mlserver(case: Case, port: int) -> list[str]:
+    return [str(WORK / "mlserver" / "bin" / "mlserver"), "start", str(HERE / "peers" / "mlserver")]
+
+
+def _bentoml(case: Case, port: int) -> list[str]:
+    program = str(WORK / "bentoml" / "bin" / "bentoml")
+    return [program, "serve", "bentoml_service:Tab", "--host", HOST, "--port", str(port)]
+
+
+def _litserve(case: Case, port: int) -> list[str]:
+    return [_python("litserve"), str(HERE / "peers" / "litserve_app.py"), str(port)]
+
+
 def _floor(case: Case, port: int) -> list[str]:
     return [_python("edgewright"), str(HERE / "peers" / "floor.py"), str(port)]
 
@@ -121,6 +171,17 @@ SERVERS = (
     Server("edgewright, score.py", "edgewright", _edgewright_script, TABULAR),
     Server("azureml-inference-server-http", "azureml", _azureml, ALL),
     Server("fastapi+uvicorn", "fastapi", _fastapi, ALL),
+    Server("fastapi+granian", "granian", _granian, TABULAR),
+    Server(
+        "mlserver, in process",
+        "mlserver",
+        _mlserver,
+        ("tab",),
+        lambda port: {"MLSERVER_HTTP_PORT": str(port), "MLSERVER_HOST": HOST},
+        OPEN_INFERENCE,
+    ),
+    Server("bentoml", "bentoml", _bentoml, ("tab",)),
+    Server("litserve", "litserve", _litserve, ("tab",)),
     Server("raw protocol, constant answer", "edgewright", _floor, TABULAR, checked=False),
 )
 
@@ -155,10 +216,10 @@ class Bodies:
     answers: tuple[dict[str, Any], ...]
 
 
-def make_bodies(case: Case) -> Bodies:
+def make_bodies(case: Case, dialect: Dialect) -> Bodies:
     """64 rows of numbers, or 4 images, and what bare onnxruntime makes of each."""
     session = _session(case.model, 1)
-    folder = WORK / "bodies" / case.model
+    folder = WORK / "bodies" / case.model / dialect.path.replace("/", "_")
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(1)
     files, answers = [], []
@@ -166,7 +227,7 @@ def make_bodies(case: Case) -> Bodies:
         file = folder / str(number)
         if case.model == "tab.onnx":
             row = [[round(float(value), 3) for value in random.standard_normal(10)]]
-            file.write_text(json.dumps({"data": row}))
+            file.write_text(json.dumps(dialect.question({"data": row})))
             given = np.array(row, np.float32)
         else:
             given = random.integers(0, 255, IMAGE_SHAPE, dtype=np.uint8)
@@ -178,13 +239,13 @@ def make_bodies(case: Case) -> Bodies:
     return Bodies(tuple(files), tuple(answers))
 
 
-def is_right(answer: bytes, expected: Mapping[str, Any]) -> bool:
+def is_right(answer: bytes, expected: Mapping[str, Any], dialect: Dialect) -> bool:
     try:
-        found = json.loads(answer)
+        found = dialect.answer(json.loads(answer))
         return set(found) == set(expected) and all(
             np.allclose(found[name], expected[name], rtol=1e-3, atol=1e-5) for name in expected
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         return False
 
 
@@ -208,8 +269,8 @@ def running(server: Server, case: Case, port: int, log: Path) -> Iterator[psutil
         "IMAGE_MODEL": case.model,
         "ORT_THREADS": "1" if case.pinned else "2",
         "ORT_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(ROOT) if server.environment == "edgewright" else "",
-        **server.variables,
+        "PYTHONPATH": str(ROOT if server.environment == "edgewright" else HERE / "peers"),
+        **server.variables(port),
     }
     command = server.command(case, port)
     if case.pinned:
@@ -239,10 +300,10 @@ def _cpu_s(process: psutil.Process) -> float:
     return total
 
 
-def ask(port: int, body: bytes, content_type: str) -> bytes:
+def ask(port: int, path: str, body: bytes, content_type: str) -> bytes:
     connection = http.client.HTTPConnection(HOST, port, timeout=10)
     try:
-        connection.request("POST", "/score", body, {"content-type": content_type})
+        connection.request("POST", path, body, {"content-type": content_type})
         response = connection.getresponse()
         answer = response.read()
         return answer if response.status == 200 else b""
@@ -250,33 +311,36 @@ def ask(port: int, body: bytes, content_type: str) -> bytes:
         connection.close()
 
 
-def wait_for_answer(port: int, case: Case, bodies: Bodies, checked: bool) -> None:
+def wait_for_answer(target: Target) -> None:
+    server, bodies = target.server, target.bodies
     body = bodies.files[0].read_bytes()
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
-            answer = ask(port, body, case.content_type)
-            if not checked or is_right(answer, bodies.answers[0]):
+            answer = ask(target.port, server.dialect.path, body, target.case.content_type)
+            if not server.checked or is_right(answer, bodies.answers[0], server.dialect):
                 return
         except (OSError, http.client.HTTPException):
             pass
         time.sleep(0.01)
-    raise SystemExit(f"no right answer on port {port} within {START_TIMEOUT_S:g} s")
+    raise SystemExit(f"{server.name}: no right answer within {START_TIMEOUT_S:g} s")
 
 
-def measure_server(server: Server, case: Case, bodies: Bodies, port: int, seconds: float) -> Round:
+def measure_server(server: Server, case: Case, port: int, seconds: float) -> Round:
+    bodies = make_bodies(case, server.dialect)
+    target = Target(server, case, bodies, port)
     log = WORK / "logs" / f"{server.environment}-{case.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with running(server, case, port, log) as process:
-        wait_for_answer(port, case, bodies, server.checked)
+        wait_for_answer(target)
         cold_start_s = time.perf_counter() - started
-        load(case, bodies, port, case.connections[0], 0.5)  # warms caches, and lets scripts be found short
+        load(target, case.connections[0], 0.5)  # warms caches, and lets scripts be found short
         at = {}
         for connections in case.connections:
-            with Checker(port, case, bodies if server.checked else None) as checker:
+            with Checker(target) as checker:
                 before = _cpu_s(process)
-                result = load(case, bodies, port, connections, seconds)
+                result = load(target, connections, seconds)
                 cpu_s = _cpu_s(process) - before
             at[connections] = Measurement(
                 result["requests"] / result["seconds"],
@@ -291,38 +355,50 @@ def measure_server(server: Server, case: Case, bodies: Bodies, port: int, second
         return Round(cold_start_s, sum(m.rss for m in memory) / 1e6, sum(m.pss for m in memory) / 1e6, at)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A running server and what it is asked."""
+
+    server: Server
+    case: Case
+    bodies: Bodies
+    port: int
+
+
 class Checker:
     """Asks beside the load and compares."""
 
-    def __init__(self, port: int, case: Case, bodies: Bodies | None) -> None:
+    def __init__(self, target: Target) -> None:
         self.asked = self.wrong = 0
-        self._port, self._case, self._bodies = port, case, bodies
+        self._target = target
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._check, daemon=True)
 
     def __enter__(self) -> Checker:
-        if self._bodies is not None:
+        if self._target.server.checked:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        if self._bodies is not None:
+        if self._target.server.checked:
             self._thread.join(15)
 
     def _check(self) -> None:
-        assert self._bodies is not None
+        bodies, dialect = self._target.bodies, self._target.server.dialect
         while not self._done.wait(0.05):
-            number = self.asked % len(self._bodies.files)
+            number = self.asked % len(bodies.files)
             self.asked += 1
             try:
-                answer = ask(self._port, self._bodies.files[number].read_bytes(), self._case.content_type)
-                self.wrong += not is_right(answer, self._bodies.answers[number])
+                body = bodies.files[number].read_bytes()
+                answer = ask(self._target.port, dialect.path, body, self._target.case.content_type)
+                self.wrong += not is_right(answer, bodies.answers[number], dialect)
             except (OSError, http.client.HTTPException):
                 self.wrong += 1
 
 
-def load(case: Case, bodies: Bodies, port: int, connections: int, seconds: float) -> dict[str, Any]:
+def load(target: Target, connections: int, seconds: float) -> dict[str, Any]:
+    case = target.case
     command = [
         "wrk",
         "-t1",
@@ -332,11 +408,11 @@ def load(case: Case, bodies: Bodies, port: int, connections: int, seconds: float
         "--timeout",
         "10s",
     ]
-    command += ["-s", str(HERE / "load.lua"), f"http://{HOST}:{port}"]
+    command += ["-s", str(HERE / "load.lua"), f"http://{HOST}:{target.port}{target.server.dialect.path}"]
     if case.pinned:
         command = ["taskset", "-c", "1", *command]
     environment = os.environ | {
-        "BODIES": ",".join(map(str, bodies.files)),
+        "BODIES": ",".join(map(str, target.bodies.files)),
         "CONTENT_TYPE": case.content_type,
         "UNIQUE": str(int(case.unique_headers)),
     }
@@ -432,13 +508,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     port = FIRST_PORT
     for number in range(options.rounds):
         for case in cases:
-            bodies = make_bodies(case)
             bare[case.name].append(bare_runs_per_s(case))
             for server in SERVERS:
                 if case.name not in server.cases:
                     continue
                 port = port + 1 if port < FIRST_PORT + 900 else FIRST_PORT
-                found = measure_server(server, case, bodies, port, options.seconds)
+                found = measure_server(server, case, port, options.seconds)
                 rounds[case.name].setdefault(server.name, []).append(found)
                 shown = ", ".join(f"c={c} {m.requests_per_s:,.0f}/s" for c, m in found.at.items())
                 print(f"round {number + 1} {case.name:10} {server.name:30} {shown}", flush=True)

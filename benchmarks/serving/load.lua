@@ -1,4 +1,4 @@
--- wrk: bodies from the files of BODIES (joined by commas), CONTENT_TYPE, UNIQUE=1 for a new id in every request.
+-- wrk: bodies from the files of BODIES (joined by commas), CONTENT_TYPE, UNIQUE=1 for a new id in every request; the path is the address's.
 local bodies = {}
 for name in string.gmatch(os.getenv("BODIES"), "[^,]+") do
   local file = io.open(name, "rb")
@@ -9,7 +9,7 @@ local unique = os.getenv("UNIQUE") == "1"
 local seed = os.time() % 100000
 local count = 0
 local made = {}
-wrk.method, wrk.path = "POST", "/score"
+wrk.method = "POST"
 wrk.headers["Content-Type"] = os.getenv("CONTENT_TYPE")
 function init(args)
   for index, body in ipairs(bodies) do
