@@ -6,6 +6,7 @@ Set `EDGEWRIGHT_HUB_HOST=NAME.azure-devices.net`, and sign in (`az login`, a man
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from edge_contracts.errors import PublishError
 
 # The audience of IoT Hub's service API (azure-iot-hub asks for the same).
 SCOPE = "https://iothubs.azure.net/.default"
+_SILENCE = logging.NullHandler()
 
 
 class TokenCredential(Protocol):
@@ -69,14 +71,17 @@ def default_credential() -> TokenCredential:
             "signing in needs the package azure-identity, which is not installed",
             next_command='pip install "edgewright[cloud]"',
         ) from error
+    # It logs a page about every way it tried, which without a handler goes to stderr; the error says what counts.
+    logging.getLogger("azure.identity").addHandler(_SILENCE)
     return DefaultAzureCredential()
 
 
 def sign_in_error(peer: str, error: BaseException) -> SignInError:
-    """Why nobody could be signed in, in the first line of the SDK's own words."""
-    said = str(error).strip().splitlines()
+    """Why nobody could be signed in: the first line of the SDK's own words, and what it says of `az login`."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    attempt = next((line.strip() for line in said[1:] if line.startswith("\tAzureCliCredential")), "")
     return SignInError(
-        f"nobody is signed in to Azure for {peer}: {said[0] if said else type(error).__name__}",
+        f"nobody is signed in to Azure for {peer}: {said[0]} {attempt}".rstrip(),
         where=peer,
         next_command="az login",
     )

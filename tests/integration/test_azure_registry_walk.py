@@ -241,11 +241,14 @@ def test_script_of_the_original_document_runs_as_the_page_prints_it(
 
 
 def test_not_signed_in_is_one_message_with_the_way_in(run: Run, registry: RunningRegistry) -> None:
-    nobody = {"AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"}
-    result = run("registry", "credentials", registry.address, "--source", "acr", *WANTED, **nobody)
+    words = ("registry", "credentials", registry.address, "--source", "acr", *WANTED)
+    result = run(*words, AZURE_TOKEN_CREDENTIALS="AzureCliCredential", PATH="/nowhere")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "nobody is signed in to Azure" in result.stderr
-    assert result.stderr.rstrip().endswith("next: az login")
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("credentials for ")]
+    assert len(lines) == 2, result.stderr
+    assert "nobody is signed in to Azure" in lines[0]
+    assert lines[0].endswith("AzureCliCredential: Azure CLI not found on path")
+    assert lines[1] == "next: az login"
 
 
 def test_registry_that_nothing_here_knows_is_said_with_the_sources(run: Run) -> None:
