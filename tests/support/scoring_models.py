@@ -90,7 +90,7 @@ def looper(folder: Path) -> Path:
     """`y = x`, after as many turns of a loop as the largest number of `x` says: short, or as long as one likes."""
     value = [tensor("i", INT64, []), tensor("go", BOOL, []), tensor("v", FLOAT, ["N", 1])]
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Abs", ["v"], ["w"])],
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Identity", ["v"], ["w"])],
         "turn",
         value,
         [tensor("again", BOOL, []), tensor("w", FLOAT, ["N", 1])],
