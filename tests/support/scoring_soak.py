@@ -251,6 +251,8 @@ def soak(folder: Path, requests: int, *, is_script: bool, limit_s: float) -> Rep
         _ask(server, report, requests, is_script=is_script, limit_s=limit_s)
         if (code := server.stop()) != 0:
             raise WrongAnswerError(f"the server ended with {code}: {server.log}")
+        if "supervisor" in server.log:
+            raise WrongAnswerError(f"a worker was replaced: {server.log}")
     return report
 
 

@@ -69,7 +69,9 @@ def test_of_requests_that_share_a_run_the_endless_one_fails_alone(server: Scorin
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     threads[0].start()
-    time.sleep(0.1)  # it keeps the event loop; what comes meanwhile is looked at in one turn, and shares a run
+    time.sleep(
+        0.1
+    )  # it keeps the event loop; what comes meanwhile is looked at in one turn, and shares a run
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
