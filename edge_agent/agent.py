@@ -28,12 +28,13 @@ from edge_agent.executors import Hands
 from edge_agent.hub_client import Connector
 from edge_agent.identity import Identities
 from edge_agent.listing import ModuleState, module_states
+from edge_agent.local_release import LocalRelease, load_local, make_release, save_local, take_file
 from edge_agent.observe import Probe, probe
 from edge_agent.planner import Current
 from edge_agent.reconciler import Reconciler
 from edge_agent.release import ReleaseRecord
 from edge_agent.reports import agent_report, deployment_status, hub_report
-from edge_agent.store import Store
+from edge_agent.store import Store, StoreError
 from edge_agent.twin_sync import Desired, TwinSync
 from edge_containers.runtime import ModuleRuntime, RuntimeReport
 from edge_contracts.errors import ContractError, EdgewrightError
@@ -46,6 +47,9 @@ EDGE_HUB_RETRY_S = 10.0
 HOUSEKEEPING_S = 60.0
 PROBE_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+IMPORT_TIMEOUT_S = 6 * 3600.0
+"""The largest bundle from the slowest card."""
+
 MESSAGE_LIMIT_BYTES = 256 * 1024
 """IoT Hub's limit of a device-to-cloud message."""
 
@@ -138,7 +142,11 @@ class Agent:
         self._clock = Clock.start()
         self._started_at = datetime.fromtimestamp(int(time.time()), UTC)
         self._version = metadata.version("edgewright")
+        self._identities = identities
         self._verdict: Verdict | None = None
+        self._local: LocalRelease | None = None
+        self._import: asyncio.Task[LocalRelease] | None = None
+        self._hub_desired: Desired | None = None
         self._hub_number = 0
         self._routes_problem: ContractError | None = None
         self._edge_hub_problem = ""
@@ -165,7 +173,7 @@ class Agent:
             "$edgeAgent",
             "desired-agent.json",
             on_desired=self._on_agent_desired,
-            on_connected=local_hub.upstream_changed,
+            on_connected=self._on_agent_connected,
             **options,
         )
         self._hub_twin = TwinSync(
@@ -179,12 +187,15 @@ class Agent:
             "list": self._op_list,
             "status": self._op_status,
             "restart": self._op_restart,
+            "apply": self._op_apply,
+            "apply-status": self._op_apply_status,
             "send": self._op_send,
         }
         self._control = ControlServer(config.state_dir, operations)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then close everything but the modules."""
+        self._load_local()
         self._agent_twin.load()
         self._hub_twin.load()
         await self._probe_tier()
@@ -213,6 +224,8 @@ class Agent:
                     task.result()
         finally:
             stopping.cancel()
+            if self._import is not None:
+                self._import.cancel()
             await self._close(tasks)
 
     async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -263,10 +276,37 @@ class Agent:
         self._verdict = read_desired(desired.values, desired.version)
         if self._verdict.release is None:
             _log_refusal("$edgeAgent", desired, self._verdict.description)
-        self.reconciler.want(self._verdict.release)
+        self._want()
+        if self._agent_twin.status.connected:
+            self._yield_to_hub()
+
+    def _on_agent_connected(self) -> None:
+        self._local_hub.upstream_changed()
+        self._yield_to_hub()
+
+    def _yield_to_hub(self) -> None:
+        """What was applied here is over when the hub is there and desires something."""
+        if self._active_local is None or self._verdict is None or self._verdict.release is None:
+            return
+        ended = self._active_local.ended()
+        try:
+            save_local(self._store, ended)
+        except StoreError as error:
+            log.error("%s", error)  # it is tried again at the next connection
+            return
+        log.info("the hub's desired version %d takes over from %s", self._verdict.version, ended.source)
+        self._local = ended
+        self._want()
+        if self._hub_desired is not None:
+            self._on_hub_desired(self._hub_desired)
 
     def _on_hub_desired(self, desired: Desired) -> None:
-        self._hub_number = desired.version
+        self._hub_number, self._hub_desired = desired.version, desired
+        if self._active_local is None:
+            self._use_routes(desired)
+        self._report()
+
+    def _use_routes(self, desired: Desired) -> None:
         try:
             manifest = read_routes(desired.values)
         except ContractError as error:
@@ -275,7 +315,35 @@ class Agent:
         else:
             self._routes_problem = None
             self._local_hub.set_routes(manifest.routes, manifest.store_and_forward_ttl_s)
-        self._report()
+
+    @property
+    def _active_local(self) -> LocalRelease | None:
+        """What was applied on this device, while no hub has taken over."""
+        return self._local if self._local is not None and self._local.is_active else None
+
+    def _want(self) -> None:
+        """Set what the device is to run: what was applied here, else the hub's desired state."""
+        verdict = self._active_local.verdict() if self._active_local else self._verdict
+        self.reconciler.want(verdict.release if verdict else None)
+
+    def _load_local(self) -> None:
+        try:
+            self._local = load_local(self._store)
+            self._use_local()
+        except StoreError as error:
+            # What is committed is in another file, and the hub has its own desired state.
+            log.error("%s", error)
+
+    def _use_local(self) -> None:
+        """Give an active local release's modules identities, use its routes, and want it."""
+        local = self._active_local
+        if local is None:
+            return
+        release = local.verdict().release
+        for goal in release.modules if release else ():
+            self._identities.adopt(goal.name)
+        self._use_routes(Desired(dict(local.hub or {}), local.number))
+        self._want()
 
     def _states(self) -> tuple[ModuleState, ...]:
         return module_states(
@@ -295,6 +363,7 @@ class Agent:
             runtime=self._tier,
             started_at=self._started_at,
             edge_hub_problem=self._edge_hub_problem,
+            local=self._local,
             version=self._version,
             clock=self._clock(),
             now=datetime.fromtimestamp(self._clock.wall(), UTC),
@@ -351,6 +420,7 @@ class Agent:
             "lastDesiredVersion": number,
             "lastDesiredStatus": {"code": int(code), "description": description},
             "release": release_summary(record),
+            "localRelease": self._local.report() if self._local else None,
             "pulledBytes": self.reconciler.hands.pulled_bytes,
         }
 
@@ -367,6 +437,55 @@ class Agent:
             )
         self.reconciler.request_restart(name)
         return {"module": name}
+
+    async def _op_apply(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self._import is not None and not self._import.done():
+            raise ControlError("another file is being applied", code="busy", temporary=True)
+        hub, verdict = self._agent_twin.status, self._verdict
+        if hub.connected and verdict is not None and verdict.release is not None:
+            raise ControlError(
+                f"the hub is connected and desires deployment {verdict.version}: its desired state holds, nothing changed",
+                code="hub-decides",
+                next_command="edgewright manifest apply FILE --device DEVICE",
+            )
+        self._import = asyncio.create_task(self._apply(Path(str(request["path"]))), name="apply")
+        return {}
+
+    async def _apply(self, path: Path) -> LocalRelease:
+        self.reconciler.keeps_garbage = True
+        try:
+            taken = await in_thread(IMPORT_TIMEOUT_S, take_file, path, self._runtime)
+            local = make_release(taken, self.reconciler.hands.record, self._local)
+            save_local(self._store, local)
+            self._local = local
+            self._use_local()
+        finally:
+            self.reconciler.keeps_garbage = False
+        log.info("%s is applied on the device: release %s", local.source, local.digest)
+        self._report()
+        return local
+
+    async def _op_apply_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """How the last `apply` stands; an error of it is the answer's error."""
+        if self._import is None:
+            raise ControlError("nothing was applied since the agent started", code="no-apply")
+        if not self._import.done():
+            return {"state": "reading"}
+        try:
+            local = self._import.result()
+        except TimeoutError as error:
+            raise ControlError(f"the file was not read in {IMPORT_TIMEOUT_S:g} s", code="busy") from error
+        except OSError as error:
+            raise ControlError(f"the file cannot be read: {error.strerror}", code="local-release") from error
+        record = self.reconciler.hands.record
+        key = (local.digest, local.number)
+        ended = next((each for each in record.results if each.key == key), None)
+        return {
+            "state": "ended" if ended else "under way",
+            "release": local.digest,
+            "result": ended.result.value if ended else None,
+            "description": ended.description if ended else "",
+        }
 
     async def _op_send(self, request: Mapping[str, Any]) -> dict[str, Any]:
         body = base64.b64decode(request["body"], validate=True)

@@ -1,4 +1,4 @@
-"""The `edge-agent` command: run, list, logs, status, restart, messages send, check.
+"""The `edge-agent` command: run, list, logs, status, restart, apply, messages send, check.
 
 Exit codes: 0 done, 1 failed, 2 usage. A failure prints its message and, where there is one, `next: COMMAND`.
 `list`, `status` and `logs` work whether or not an agent runs; then they read the state folder and the runtime.
@@ -10,6 +10,7 @@ import argparse
 import base64
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edge_agent.control import AgentNotRunningError, call
 from edge_contracts.errors import AgentError, EdgewrightError
 from edge_contracts.redact import redact_text
 
+APPLY_POLL_S = 0.3
 COLUMNS = (
     ("NAME", "name"),
     ("STATUS", "status"),
@@ -78,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     _with_output(_command(commands, "status", show_status, "connection, release and sandbox"))
     restart = _command(commands, "restart", restart_module, "restart one module")
     restart.add_argument("module", metavar="MODULE")
+    applied = _command(
+        commands, "apply", apply_file, "run a bundle or a manifest's local images, without a hub"
+    )
+    applied.add_argument("file", type=Path, metavar="FILE", help="of edgewright bundle create, or a manifest")
+    applied.add_argument(
+        "--wait", type=float, default=120.0, metavar="SECONDS", help="for the result (default: 120)"
+    )
     _with_output(_command(commands, "check", check, "diagnose configuration, connection and machine"))
     _messages(commands)
     return parser
@@ -214,6 +223,45 @@ def restart_module(config: AgentConfig, options: argparse.Namespace) -> int:
     """Ask the agent to restart a module."""
     call(config.state_dir, "restart", module=options.module)
     print(f"restarting {options.module}; see: edge-agent list")
+    return 0
+
+
+def apply_file(config: AgentConfig, options: argparse.Namespace) -> int:
+    """Apply a file on this device; exit 1 if it did not come to run."""
+    path = options.file.absolute()
+    try:
+        call(config.state_dir, "apply", path=str(path))
+    except AgentNotRunningError:
+        return _apply_without_agent(config, path)
+    deadline = time.monotonic() + options.wait
+    status = _apply_status(config)
+    while status["state"] != "ended" and (status["state"] == "reading" or time.monotonic() < deadline):
+        time.sleep(APPLY_POLL_S)
+        status = _apply_status(config)
+    if status["state"] != "ended":
+        print(f"release {status['release']} is taken and under way; see: edge-agent status", file=sys.stderr)
+        return 1
+    print(f"release {status['release']}: {status['result']} {status['description']}".rstrip())
+    return 0 if status["result"] == "succeeded" else 1
+
+
+def _apply_status(config: AgentConfig) -> dict[str, Any]:
+    status: dict[str, Any] = call(config.state_dir, "apply-status")
+    return status
+
+
+def _apply_without_agent(config: AgentConfig, path: Path) -> int:
+    from edge_agent.local_release import load_local, make_release, save_local, take_file
+    from edge_agent.run import open_runtime
+    from edge_agent.store import Store
+
+    store = Store(config.state_dir)
+    store.prepare()
+    with store.locked():
+        taken = take_file(path, open_runtime(config))
+        local = make_release(taken, store.load_record(), load_local(store))
+        save_local(store, local)
+    print(f"release {local.digest} is taken; the agent runs it when it starts: edge-agent run")
     return 0
 
 

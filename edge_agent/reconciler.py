@@ -41,6 +41,7 @@ from edge_agent.planner import (
 from edge_agent.release import Release
 from edge_containers.runtime import ModuleStatus, RunningModule
 from edge_contracts.errors import EdgewrightError
+from edge_contracts.image_ref import ImageRef
 
 OBSERVE_TIMEOUT_S = 60.0
 GARBAGE_TIMEOUT_S = 300.0
@@ -63,6 +64,7 @@ class Reconciler:
         desired: the release asked for; None leaves the device as it is.
         current: the last observation.
         modules: the last observation as the runtime told it.
+        keeps_garbage: whether images are left that no release needs yet, as while a bundle is read.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Reconciler:
         self._watched: dict[int, int] = {}
         self._settle_until = 0.0
         self._garbage = False
+        self.keeps_garbage = False
 
     def want(self, release: Release | None) -> None:
         """Set the desired release."""
@@ -146,8 +149,11 @@ class Reconciler:
         """Once after every release: remove images that neither it, nor the one before, needs; quicken the others."""
         if not self._garbage or self.hands.record.attempt is not None or self.hands.pulls:
             return
+        if self.keeps_garbage:
+            return
         self._garbage = False
-        images = self.hands.keep_images()
+        desired = {goal.image for goal in self.desired.modules} if self.desired else set()
+        images = [*self.hands.keep_images(), *map(ImageRef.parse, sorted(desired))]
         freed = await in_thread(GARBAGE_TIMEOUT_S, self.hands.runtime.collect_garbage, images)
         if freed:
             log.info("removed images that no release needs: %d bytes", freed)

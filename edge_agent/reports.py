@@ -13,6 +13,7 @@ from typing import Any
 
 from edge_agent.desired import Verdict, manifest_of
 from edge_agent.listing import ModuleState
+from edge_agent.local_release import LocalRelease
 from edge_agent.planner import Current, StepFailure
 from edge_agent.release import ReleaseRecord
 from edge_containers.runtime import RuntimeReport
@@ -48,6 +49,7 @@ def agent_report(
     runtime: RuntimeReport,
     started_at: datetime,
     edge_hub_problem: str,
+    local: LocalRelease | None,
     version: str,
     clock: float,
     now: datetime,
@@ -56,6 +58,7 @@ def agent_report(
 
     Args:
         verdict: on the desired properties last received; None before the first.
+        local: what was applied on the device itself last.
         clock: the agent's monotonic clock, which `current` counts in.
     """
     record = current.record
@@ -63,7 +66,7 @@ def agent_report(
     manifest = _manifest(record, verdict)
     hub_status = RuntimeStatus.FAILED if edge_hub_problem else RuntimeStatus.RUNNING
     return edge_agent_reported(
-        desired_version=number,
+        desired_version=max(0, number),  # a release applied here is of no desired version
         code=code,
         description=description,
         runtime=RuntimeInfo(
@@ -78,6 +81,7 @@ def agent_report(
         edge_hub=ModuleReport(manifest.edge_hub, hub_status, edge_hub_problem, last_start=started_at),
         modules=_module_reports(record, states, now.timestamp() - current.ready_timeout_s),
         release=_release_report(current, clock, now),
+        local_release=local.report() if local else None,
         agent_version=version,
     )
 
@@ -181,7 +185,7 @@ def _release_report(current: Current, clock: float, now: datetime) -> ReleaseRep
             record.attempt.release.digest,
             record.attempt.phase.value,
             attempt=1 + (failed.count if failed else 0),
-            desired_version=record.attempt.release.number,
+            desired_version=max(0, record.attempt.release.number),
             error_class=failure.error_class if failure else None,
             description=failure.description if failure else "",
             previous_digest=serving,
@@ -195,7 +199,7 @@ def _release_report(current: Current, clock: float, now: datetime) -> ReleaseRep
         last.digest,
         "idle",
         last.result,
-        desired_version=last.number,
+        desired_version=max(0, last.number),
         error_class=last.error_class,
         description=last.description,
         previous_digest=previous if last.result is ReleaseResult.SUCCEEDED else serving,

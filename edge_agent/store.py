@@ -5,6 +5,7 @@
 | release.json        | committed and previous release, the attempt, quarantine, results        |
 | desired-agent.json  | `$edgeAgent`'s last received desired properties with their `$version`   |
 | desired-hub.json    | the same of `$edgeHub`                                                  |
+| local.json          | what `edge-agent apply` took on the device itself                       |
 | identities.json     | keys of the device's module identities                                  |
 | lock                | held by the running agent                                               |
 

@@ -44,12 +44,12 @@ def add_images(tar: tarfile.TarFile, store: ContentStore, images: Mapping[str, D
     """
     named = [image.annotated(**{REF_NAME: name}).to_dict() for name, image in sorted(images.items())]
     digests = sorted({each.digest for image in images.values() for each in image_parts(store, image)})
-    _add_bytes(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
-    _add_bytes(tar, "index.json", canonical_json({"schemaVersion": 2, "manifests": named}))
-    _add_bytes(tar, "manifest.json", _docker_manifest(store, images))
+    add_bytes(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+    add_bytes(tar, "index.json", canonical_json({"schemaVersion": 2, "manifests": named}))
+    add_bytes(tar, "manifest.json", _docker_manifest(store, images))
     for digest in digests:
         with store.open(digest) as blob:
-            tar.addfile(_entry(_blob_name(digest), store.size(digest)), blob)
+            tar.addfile(file_entry(blob_name(digest), store.size(digest)), blob)
 
 
 def image_parts(store: ContentStore, image: Descriptor) -> list[Descriptor]:
@@ -98,8 +98,8 @@ def _docker_manifest(store: ContentStore, images: Mapping[str, Descriptor]) -> b
     entries: list[dict[str, Any]] = []
     for name, image in sorted(images.items()):
         manifest = read_manifest(store, _docker_choice(manifests_of(store, image)))
-        layers = [_blob_name(layer.digest) for layer in manifest.layers]
-        config = _blob_name(manifest.config.digest)
+        layers = [blob_name(layer.digest) for layer in manifest.layers]
+        config = blob_name(manifest.config.digest)
         entries.append({"Config": config, "RepoTags": [name], "Layers": layers})
     return json.dumps(entries, sort_keys=True).encode()
 
@@ -111,15 +111,18 @@ def _docker_choice(manifests: Iterable[Descriptor]) -> Descriptor:
     return next(fitting, listed[0])
 
 
-def _blob_name(digest: ImageDigest) -> str:
+def blob_name(digest: ImageDigest) -> str:
+    """Where a blob lies in an OCI image layout."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    tar.addfile(_entry(name, len(data)), io.BytesIO(data))
+def add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Write a small file."""
+    tar.addfile(file_entry(name, len(data)), io.BytesIO(data))
 
 
-def _entry(name: str, size: int) -> tarfile.TarInfo:
+def file_entry(name: str, size: int) -> tarfile.TarInfo:
+    """The header of a file, the same at any time and for any user."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = size, 0o644
     return entry

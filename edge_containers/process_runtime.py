@@ -30,9 +30,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edge_containers import sandbox, shim
+from edge_containers.bundle import Bundle, read_bundle
 from edge_containers.bytecode import Compiler
 from edge_containers.image_model import Platform, StoredImage
 from edge_containers.instance import Instance
@@ -165,6 +166,30 @@ class ProcessRuntime:
             self._require_layer_folders(image)
             shim.write_json(str(self._image_file(digest)), _image_document(image))
             return image
+
+    def load_bundle(self, file: BinaryIO, where: str) -> Bundle:
+        with self._importing() as store:
+            bundle = read_bundle(file, store, self._platform(), where=where)
+            for image in bundle.images:
+                if image.digest is not None:
+                    self.prepare(image.digest)
+            return bundle
+
+    @contextlib.contextmanager
+    def _importing(self) -> Iterator[ContentStore]:
+        """The content store, for images that come by another way than `pull`: no garbage is collected meanwhile.
+
+        What a block that fails has stored or prepared is taken out again.
+        """
+        with self._images_lock:
+            folders = (self.store.blobs, self._images, self._layers)
+            before = {folder: set(folder.iterdir()) for folder in folders}
+            try:
+                yield self.store
+            except BaseException:
+                for folder in folders:
+                    _remove_all(set(folder.iterdir()) - before[folder])
+                raise
 
     def _checked_image(self, digest: ImageDigest, stored: StoredImage, bytes_received: int) -> PreparedImage:
         labels, diff_ids = stored.config.labels, stored.config.diff_ids
@@ -569,6 +594,14 @@ def _read_image(file: Path) -> PreparedImage:
         labels=document["labels"],
         layers={role: ImageDigest.parse(text) for role, text in document["layers"].items()},
     )
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -30,12 +30,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from edge_contracts.errors import ContainerError
 from edge_contracts.image_ref import ImageDigest, ImageRef
 
 if TYPE_CHECKING:
+    from edge_containers.bundle import Bundle
     from edge_containers.registry_client import BasicCredentials
 
 Address = tuple[str, int]
@@ -200,6 +201,13 @@ class ModuleRuntime(Protocol):
 
         Raises:
             ContainerError: of the registry, the disk or the image; whatever was ready before still is.
+        """
+
+    def load_bundle(self, file: BinaryIO, where: str) -> Bundle:
+        """Take every image of a bundle, ready to start, without any network; `where` names the file in errors.
+
+        Raises:
+            ContainerError: it is damaged, for another machine, or an image of it is; nothing of it is left.
         """
 
     def has_image(self, ref: ImageRef) -> bool:

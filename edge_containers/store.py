@@ -141,10 +141,12 @@ class ContentStore:
             ImageFormatError: the folder holds a layout of another version.
         """
         self.root = root
-        self._blobs = root / "blobs" / "sha256"
+        self.blobs = root / "blobs" / "sha256"
+        """The folder of the blobs, by their digests."""
+
         self._ingest = root / "ingest"
         with _disk_full_named(root):
-            self._blobs.mkdir(parents=True, exist_ok=True)
+            self.blobs.mkdir(parents=True, exist_ok=True)
             self._ingest.mkdir(exist_ok=True)
             self._ensure_layout()
 
@@ -156,7 +158,7 @@ class ContentStore:
         """
         if digest.algorithm != "sha256":
             raise ImageFormatError(f"digest must be sha256, not {digest}")
-        return self._blobs / digest.hex
+        return self.blobs / digest.hex
 
     def has(self, digest: ImageDigest) -> bool:
         return self.path(digest).is_file()
@@ -347,7 +349,7 @@ class ContentStore:
             Bytes freed.
         """
         live = self.reachable([*keep, *(descriptor.digest for descriptor in self.tags().values())])
-        dead = [path for path in self._blobs.iterdir() if path.name not in live]
+        dead = [path for path in self.blobs.iterdir() if path.name not in live]
         return sum(_remove(path) for path in [*dead, *filter(_is_abandoned, self._ingest.iterdir())])
 
     def _ensure_layout(self) -> None:
@@ -387,7 +389,7 @@ class ContentStore:
         os.fsync(file.fileno())
         # The lock goes with the file: whoever opened the old name meanwhile sees that it is gone and starts anew.
         path.replace(self.path(writer.digest))
-        sync_folder(self._blobs)
+        sync_folder(self.blobs)
 
     def _stat(self, digest: ImageDigest) -> os.stat_result:
         try:

@@ -45,6 +45,7 @@ from edge_contracts.redact import Secret
 from edge_contracts.release import ErrorClass, ReleaseResult
 from edge_contracts.reported import (
     DEPLOYMENT_DESCRIPTION_BYTES,
+    SOURCE_BYTES,
     STATUS_DESCRIPTION_BYTES,
     VERSION_BYTES,
     DeploymentStatusCode,
@@ -418,6 +419,12 @@ class DeploymentManifest:
                 previous_digest=digest,
                 next_attempt=_ANY_TIME,
             ),
+            local_release={
+                "digest": digest,
+                "source": "s" * SOURCE_BYTES,
+                "appliedAt": "2000-01-01T00:00:00Z",
+                "active": True,
+            },
             agent_version="0" * 16,
         )
 

@@ -33,6 +33,7 @@ SCHEMA_VERSION = "1.0"
 NEVER = "0001-01-01T00:00:00"
 STATUS_DESCRIPTION_BYTES = 128
 DEPLOYMENT_DESCRIPTION_BYTES = 512
+SOURCE_BYTES = 128
 VERSION_BYTES = 64
 
 
@@ -143,9 +144,14 @@ def edge_agent_reported(
     edge_hub: ModuleReport,
     modules: Mapping[str, ModuleReport],
     release: ReleaseReport | None = None,
+    local_release: Mapping[str, Any] | None = None,
     agent_version: str = "",
 ) -> dict[str, Any]:
-    """The whole reported properties of `$edgeAgent`; send `diff` of the last ones and these."""
+    """The whole reported properties of `$edgeAgent`; send `diff` of the last ones and these.
+
+    Args:
+        local_release: what was applied on the device itself: digest, source, appliedAt, active.
+    """
     return {
         "schemaVersion": SCHEMA_VERSION,
         "version": {"version": agent_version, "build": "", "commit": ""},
@@ -166,6 +172,7 @@ def edge_agent_reported(
             "runtime": {"kind": runtime.kind, "tier": runtime.tier, "reason": _cut(runtime.reason)},
             "modules": {name: _health(report) for name, report in modules.items()},
             **({} if release is None else {"release": _release(release)}),
+            **({} if local_release is None else {"localRelease": _local_release(local_release)}),
         },
     }
 
@@ -268,6 +275,10 @@ def _release(release: ReleaseReport) -> dict[str, Any]:
         "desiredVersion": release.desired_version,
         **{key: value for key, value in optional.items() if value is not None},
     }
+
+
+def _local_release(local: Mapping[str, Any]) -> dict[str, Any]:
+    return {**local, "source": _cut(str(local["source"]), SOURCE_BYTES)}
 
 
 def _client(client: ClientReport) -> dict[str, Any]:

@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, CommandRow] = {
     "registry": CommandRow("publisher.cli.registry", "Make credentials that devices pull with."),
     "device": CommandRow("publisher.cli.devices", "Create devices, look at them, call them."),
     "manifest": CommandRow("publisher.cli.manifests", "Make, check and apply deployment manifests."),
+    "bundle": CommandRow("publisher.cli.bundle", "Put a manifest and its images into one file."),
     "score": CommandRow("publisher.cli.score", "Serve a script or a model on this machine."),
 }
 

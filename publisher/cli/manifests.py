@@ -350,7 +350,7 @@ def apply(
     if (device is None) == (target_condition is None):
         raise UsageError("a manifest goes to a --device or to the devices of a --target-condition: give one")
     manifest = read_any_manifest(file)
-    _refuse_unusable(file, manifest)
+    refuse_unusable(file, manifest)
     if target_condition is not None:
         if priority is None or wait is not None:
             raise UsageError("--target-condition needs --priority, and does not go with --wait")
@@ -620,7 +620,7 @@ def _given_registry(images: Sequence[ImageRef], embedded: EmbeddedCredentials | 
     return meant.pop()
 
 
-def _refuse_unusable(file: Path, manifest: DeploymentManifest | Layer) -> None:
+def refuse_unusable(file: Path, manifest: DeploymentManifest | Layer) -> None:
     """Refuse what `check` calls an error, and passwords that were printed masked; say the warnings."""
     findings = _findings(manifest)
     if errors := [finding for finding in findings if finding.severity is Severity.ERROR]:
