@@ -283,11 +283,11 @@ class Shim:
 
 
 def catches(process: int, number: int) -> bool:
-    """Whether the process has a handler for the signal."""
+    """Whether the process has a handler for the signal, or holds it back to wait for it (`sigtimedwait`)."""
     with open(f"/proc/{process}/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+            if line.startswith(("SigCgt:", "SigBlk:")) and int(line.split()[1], 16) >> (number - 1) & 1:
+                return True
     return False
 
 

@@ -89,8 +89,8 @@ class SystemSettings:
     store_and_forward_ttl_s: int = STORE_AND_FORWARD_TTL_S
 
 
-def parse_module(workspace: Workspace, text: str) -> ModuleRequest:
-    """`NAME=IMAGE`, or `IMAGE` alone for a module named as the image.
+def parse_module(workspace: Workspace, text: str, *, unpushed: bool = False) -> ModuleRequest:
+    """`NAME=IMAGE`, or `IMAGE` alone for a module named as the image; `unpushed` as `resolve_image`.
 
     Raises:
         UsageError: not of that form.
@@ -99,18 +99,24 @@ def parse_module(workspace: Workspace, text: str) -> ModuleRequest:
     name, equals, image_text = text.partition("=")
     if not equals:
         name, image_text = "", text
-    image = resolve_image(workspace, image_text)
+    image = resolve_image(workspace, image_text, unpushed=unpushed)
     name = name or image.repository.rpartition("/")[2]
     if not MODULE_NAME.fullmatch(name):
         raise UsageError(f"a module's name must be of [a-zA-Z0-9_-], not {name!r}, in {text!r}")
     return ModuleRequest(name, image)
 
 
-def resolve_image(workspace: Workspace, text: str) -> ImageRef:
-    """Where an image of the workspace was pushed to, or the reference itself: one by tag is still to be `pin`ned."""
+def resolve_image(workspace: Workspace, text: str, *, unpushed: bool = False) -> ImageRef:
+    """Where an image of the workspace was pushed to, or the reference itself: one by tag is still to be `pin`ned.
+
+    Args:
+        unpushed: take an image that no registry has by its name and digest alone, for a bundle.
+    """
     if "@" in text or "/" in text:
         return ImageRef.parse(text)
     image = Image(workspace, id=text)
+    if image.image_location is None and unpushed:
+        return ImageRef(None, image.name, None, image.digest)
     if image.image_location is None:
         raise NotFoundError(
             f"image {image.id} has not been pushed to a registry",

@@ -169,6 +169,9 @@ def generate(
     ] = None,
     pull_policy: Annotated[list[str] | None, _each("on-create|never", "Whether its image is pulled.")] = None,
     status: Annotated[list[str] | None, _each("running|stopped", "Whether it is to run.")] = None,
+    unpushed: Annotated[
+        bool, typer.Option("--unpushed", help="Take images that no registry has: for a bundle.")
+    ] = False,
     layered: Annotated[bool, typer.Option("--layered", help="A layer over a base deployment.")] = False,
     edge_agent_image: Annotated[
         str, typer.Option(help="System module of stock IoT Edge devices; ours have it built in.")
@@ -192,7 +195,7 @@ def generate(
     if template is not None:
         _write(_from_template(workspace, template, env_file), output_file, show=show)
         return
-    requests = [parse_module(workspace, text) for text in modules or ()]
+    requests = [parse_module(workspace, text, unpushed=unpushed) for text in modules or ()]
     sources, login = _sources(
         workspace, [request.image for request in requests], registry_username, from_stdin=password_stdin
     )
