@@ -283,11 +283,11 @@ class Shim:
 
 
 def catches(process: int, number: int) -> bool:
-    """Whether the process has a handler for the signal, or holds it back to wait for it (`sigtimedwait`)."""
+    """Whether the process has a handler for the signal."""
     with open(f"/proc/{process}/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith(("SigCgt:", "SigBlk:")) and int(line.split()[1], 16) >> (number - 1) & 1:
-                return True
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
 
 

@@ -74,17 +74,25 @@ def _with_python(text: str, version: str) -> str:
 
 
 def score(uri: str, document: Any) -> Any:
-    request = urllib.request.Request(uri, json.dumps(document).encode(), {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(uri, json.dumps(document).encode(), headers)  # noqa: S310 - of a test's module
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=10) as response:
         return json.loads(response.read())
 
 
 def running(agent: AgentProcess) -> dict[str, Any]:
-    def found() -> dict[str, Any] | None:
-        return next((row for row in agent.modules() if row["status"] == "running"), None)
+    """The one module, once its release is committed: before that it is held."""
 
-    return dict(wait_until(found, 30, f"a module that runs\n{agent.log}"))
+    def found() -> dict[str, Any] | None:
+        status = json.loads(agent.cli("status", "--json").stdout)
+        row = next((row for row in agent.modules() if row["status"] == "running"), None)
+        return row if status["release"]["committed"] and not status["release"]["attempt"] else None
+
+    try:
+        return dict(wait_until(found, 30, "a module that runs"))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{agent.log}") from error
 
 
 def test_bundle_scores_without_hub_and_registry(hub: HubProcess, agent: AgentProcess, bundle: Path) -> None:
