@@ -32,7 +32,7 @@ from .json_codec import decode, encode
 from .onnx_model import OnnxModel
 from .readiness import Readiness
 from .schema import Signature
-from .tensors import DTYPES, Tensor, check_shared_dimensions, converted, ragged
+from .tensors import DTYPES, Tensor, check_shared_dimensions, converted, may_hold_booleans, ragged
 
 JSON, OCTETS = "application/json", "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
@@ -115,7 +115,7 @@ class V2Scorer:
         identifier = document.get("id")
         if identifier is not None and not isinstance(identifier, str):
             raise BadInputError("'id' must be a string")
-        inputs = self._read_inputs(document.get("inputs"), binary)
+        inputs = self._read_inputs(document.get("inputs"), binary, may_hold_booleans(request.body))
         return Inference(identifier, inputs, self._wanted(document))
 
     def run(self, inference: Inference) -> Inferred:
@@ -147,7 +147,7 @@ class V2Scorer:
         named = {"model_name": self.name, "model_version": self.version, "outputs": tensors}
         return {**named, "id": identifier} if identifier is not None else named
 
-    def _read_inputs(self, given: Any, binary: memoryview) -> dict[str, np.ndarray]:
+    def _read_inputs(self, given: Any, binary: memoryview, booleans: bool) -> dict[str, np.ndarray]:
         if not isinstance(given, list) or not all(isinstance(tensor, dict) for tensor in given):
             raise BadInputError("'inputs' must be an array of tensors {name, shape, datatype, data}")
         arguments: dict[str, np.ndarray] = {}
@@ -155,7 +155,7 @@ class V2Scorer:
             tensor = self._input(entry, number)
             if tensor.name in arguments:
                 raise BadInputError(f"input '{tensor.name}' is given twice")
-            arguments[tensor.name], binary = _read_tensor(tensor, entry, binary)
+            arguments[tensor.name], binary = _read_tensor(tensor, entry, binary, booleans)
         if binary:
             raise BadInputError(f"{len(binary)} bytes follow the last tensor; expected none")
         missing = [tensor for name, tensor in self._inputs.items() if name not in arguments]
@@ -302,7 +302,7 @@ def _split(request: ScoringRequest) -> tuple[Any, memoryview]:
 
 
 def _read_tensor(
-    tensor: Tensor, entry: Mapping[str, Any], binary: memoryview
+    tensor: Tensor, entry: Mapping[str, Any], binary: memoryview, booleans: bool
 ) -> tuple[np.ndarray, memoryview]:
     """The tensor's value, and the bytes that are left for the next ones."""
     datatype = entry.get("datatype")
@@ -313,7 +313,7 @@ def _read_tensor(
     if size is None:
         if "data" not in entry:
             raise _wrong(tensor, "neither 'data' nor 'binary_data_size'")
-        return _from_json(tensor, shape, entry["data"]), binary
+        return _from_json(tensor, shape, entry["data"], booleans), binary
     if "data" in entry:
         raise _wrong(tensor, "both 'data' and 'binary_data_size'")
     if type(size) is not int or not 0 <= size <= len(binary):
@@ -331,12 +331,12 @@ def _shape(tensor: Tensor, given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any) -> np.ndarray:
+def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any, booleans: bool) -> np.ndarray:
     try:
         given = np.array(data)
     except (ValueError, OverflowError):
         raise _wrong(tensor, ragged(data)) from None
-    found = converted(tensor, given, data)
+    found = converted(tensor, given, data, booleans=booleans)
     if found.shape != shape and found.ndim != 1:
         raise _wrong(tensor, f"'data' of shape {list(found.shape)} under shape {list(shape)}")
     if found.size != math.prod(shape):

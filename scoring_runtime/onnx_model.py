@@ -30,7 +30,15 @@ from .json_codec import decode, encode
 from .onnx_sessions import OnnxSessions, RunStops
 from .providers import CPU, check_used, nodes_by_provider, sessions_providers, used_providers
 from .schema import Signature
-from .tensors import DTYPES, UNNAMED, OctetReader, Tensor, check_shared_dimensions, from_value
+from .tensors import (
+    DTYPES,
+    UNNAMED,
+    OctetReader,
+    Tensor,
+    check_shared_dimensions,
+    from_value,
+    may_hold_booleans,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -103,7 +111,7 @@ class OnnxModel:
             packed = self._packer.read(request.body) if self._packer is not None else None
             if packed is not None:
                 return self._packer.array(packed)
-            return self._from_json(decode(request.body))
+            return self._from_json(decode(request.body), may_hold_booleans(request.body))
         if request.content_type == OCTETS and self._only is not None and self._octets is not None:
             return {self._only.name: self._octets.read(request.body)}
         expected = " or ".join(f"'{kind}'" for kind in self.signature.media_types)
@@ -192,11 +200,11 @@ class OnnxModel:
             for number, value in enumerate(joined)
         )
 
-    def _from_json(self, document: Any) -> dict[str, np.ndarray]:
+    def _from_json(self, document: Any, booleans: bool) -> dict[str, np.ndarray]:
         if not isinstance(document, dict):
             raise BadInputError(f"expected a JSON object {self._expected()}, found {_kind(document)}")
         if self._only is not None and ANY_INPUT in document and len(document) == 1:
-            return {self._only.name: from_value(self._only, document[ANY_INPUT])}
+            return {self._only.name: from_value(self._only, document[ANY_INPUT], booleans=booleans)}
         for name in document:
             if name not in self.inputs:
                 raise BadInputError(f"the model has no input '{name}'; expected {self._expected()}")
@@ -204,7 +212,10 @@ class OnnxModel:
         if missing:
             tensor = self.inputs[missing[0]]
             raise BadInputError(f"input '{tensor.name}' ({tensor}) is missing; expected {self._expected()}")
-        arguments = {name: from_value(tensor, document[name]) for name, tensor in self.inputs.items()}
+        arguments = {
+            name: from_value(tensor, document[name], booleans=booleans)
+            for name, tensor in self.inputs.items()
+        }
         check_shared_dimensions(self.inputs, arguments)
         return arguments
 
@@ -249,7 +260,7 @@ class RowPacker:
     def read(self, body: bytes) -> bytes | None:
         """The rows of a JSON body as the tensor's bytes."""
         # `pack` would take true for 1. Numbers have no such letters, and names that have them are rare.
-        if b"true" in body or b"false" in body:
+        if may_hold_booleans(body):
             return None
         try:
             document = orjson.loads(body)
@@ -362,9 +373,9 @@ def _signature(
             "type": "object",
             "required": list(given),
             "properties": {
-                name: _tensor_schema(tensor.dtype, tensor.shape, str(tensor))
-                for name, tensor in given.items()
+                name: {"description": str(tensor), **_input_schema(tensor)} for name, tensor in given.items()
             },
+            "additionalProperties": False,
         },
         output={"type": "object", "properties": {node.name: _output_schema(node) for node in outputs}},
         media_types=(JSON, OCTETS) if octets else (JSON,),
@@ -373,19 +384,48 @@ def _signature(
 
 def _output_schema(node: ort.NodeArg) -> dict[str, Any]:
     if node.type.startswith("seq(map("):
-        return {"type": "array", "items": {"type": "object", "additionalProperties": {"type": "number"}}}
+        return {"type": "array", "items": {"type": "object", "additionalProperties": _NUMBER_OR_NULL}}
     if node.type.startswith("map("):
-        return {"type": "object", "additionalProperties": {"type": "number"}}
+        return {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
     dtype = DTYPES.get(node.type)
     if dtype is None:
         return {"description": node.type}
-    return _tensor_schema(dtype, node.shape, f"{node.type} {list(node.shape)}")
+    element = _NUMBER_OR_NULL if dtype.kind == "f" else {"type": _JSON_TYPES[dtype.kind]}
+    return {"description": f"{node.type} {list(node.shape)}", **_tensor_schema(element, node.shape)}
 
 
-def _tensor_schema(dtype: np.dtype, shape: Sequence[Any], description: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": _JSON_TYPES[dtype.kind]}
+# NaN and infinities are written as null; OpenAPI 3.0's word, which `schema` says in the other versions' own.
+_NUMBER_OR_NULL = {"type": "number", "nullable": True}
+
+
+def _input_schema(tensor: Tensor) -> dict[str, Any]:
+    """As the outputs', and with what a request must keep to: the type's range, and no empty list that hides a rank."""
+    schema = _tensor_schema({"type": _JSON_TYPES[tensor.dtype.kind]}, tensor.shape)
+    inner = schema
+    while inner["type"] == "array":
+        if inner["items"]["type"] == "array":
+            inner.setdefault("minItems", 1)
+        inner = inner["items"]
+    if tensor.dtype.kind in "iu":
+        limits = np.iinfo(tensor.dtype)
+        inner |= {"minimum": int(limits.min), "maximum": int(limits.max)}
+    elif tensor.dtype.kind == "f" and tensor.dtype.itemsize < 8:  # of what JSON can say, a double holds all
+        largest = _largest(tensor.dtype)
+        inner |= {"minimum": -largest, "maximum": largest}
+    return schema
+
+
+def _largest(dtype: np.dtype) -> float:
+    """The largest double that is rounded to a number of the type: the next one is rounded to infinity."""
+    top = np.finfo(dtype).max
+    half_a_step = (float(top) - float(np.nextafter(top, dtype.type(0)))) / 2
+    return float(np.nextafter(float(top) + half_a_step, 0.0))
+
+
+def _tensor_schema(element: Mapping[str, Any], shape: Sequence[Any]) -> dict[str, Any]:
+    schema = dict(element)
     for size in reversed(shape):
         schema = {"type": "array", "items": schema}
         if isinstance(size, int):
             schema |= {"minItems": size, "maxItems": size}
-    return {"description": description, **schema}
+    return schema

@@ -30,7 +30,7 @@ class UnknownSwaggerVersionError(ScoringError):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """JSON Schemas of the request's and the reply's body.
+    """JSON Schemas of the request's and the reply's body; `nullable` in them is OpenAPI 3.0's.
 
     `media_types` are the content types a request may have; `versions` the swagger versions that can say this.
     """
@@ -109,7 +109,7 @@ def _swagger_2(signature: Signature, service: Service) -> dict[str, Any]:
                 "post": _score({"parameters": [body]}, {"schema": _ref(2, "ServiceOutput")}, _error_2())
             },
         },
-        "definitions": _definitions(signature),
+        "definitions": _definitions(signature, "2.0"),
     }
 
 
@@ -125,7 +125,7 @@ def _openapi_3(signature: Signature, service: Service, version: str) -> dict[str
             service.path("/"): {"get": _health({"content": {"text/plain": {"schema": {"type": "string"}}}})},
             service.path("/score"): {"post": _score(body, reply, error)},
         },
-        "components": {"schemas": _definitions(signature)},
+        "components": {"schemas": _definitions(signature, version[:3])},
     }
 
 
@@ -168,10 +168,23 @@ def _ref(major: int, name: str) -> dict[str, Any]:
     return {"$ref": f"#/definitions/{name}" if major == 2 else f"#/components/schemas/{name}"}
 
 
-def _definitions(signature: Signature) -> dict[str, Any]:
+def _definitions(signature: Signature, version: str) -> dict[str, Any]:
     error = {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
     return {
         "ServiceInput": dict(signature.input),
-        "ServiceOutput": dict(signature.output),
+        "ServiceOutput": _in_version(signature.output, version),
         "ErrorResponse": error,
     }
+
+
+def _in_version(schema: Any, version: str) -> Any:
+    """`nullable`, which is OpenAPI 3.0's, in the words of a version."""
+    if isinstance(schema, list):
+        return [_in_version(each, version) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: _in_version(value, version) for key, value in schema.items()}
+    if found.get("nullable") is True and version != "3.0":
+        del found["nullable"]
+        found |= {"x-nullable": True} if version == "2.0" else {"type": [found["type"], "null"]}
+    return found

@@ -89,14 +89,20 @@ class OctetReader:
         return np.frombuffer(body, self._dtype).reshape(self._shape)
 
 
-def from_value(tensor: Tensor, value: Any) -> np.ndarray:
+def may_hold_booleans(body: bytes) -> bool:
+    """Whether a JSON text could have true or false among its values."""
+    return b"true" in body or b"false" in body
+
+
+def from_value(tensor: Tensor, value: Any, *, booleans: bool) -> np.ndarray:
+    """The value of an input; `booleans` as `may_hold_booleans` says of the text that it comes from."""
     try:
         found = np.array(value)
     except (ValueError, OverflowError):
         raise tensor.wrong(ragged(value)) from None
     if not tensor.fits(found.shape):
         raise tensor.wrong(f"shape {list(found.shape)}")
-    return converted(tensor, found, value)
+    return converted(tensor, found, value, booleans=booleans)
 
 
 def check_shared_dimensions(inputs: Mapping[str, Tensor], arguments: Mapping[str, np.ndarray]) -> None:
@@ -112,8 +118,11 @@ def check_shared_dimensions(inputs: Mapping[str, Tensor], arguments: Mapping[str
                     )
 
 
-def converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
+def converted(tensor: Tensor, found: np.ndarray, value: Any, *, booleans: bool) -> np.ndarray:
     kind = tensor.dtype.kind
+    # numpy takes [true, 2] for numbers; only a list that can hold both is looked through.
+    if booleans and kind in "iuf" and found.dtype.kind in "iuf" and _any_boolean(value):
+        raise tensor.wrong(_KINDS["b"])
     if kind == "O":
         if found.size and not _all_strings(value):
             raise tensor.wrong("values that are not strings")
@@ -125,7 +134,7 @@ def converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
     if kind != "b" and found.dtype.kind not in "iuf":
         raise tensor.wrong(_KINDS[found.dtype.kind])
     if kind in "iu":
-        _check_integers(tensor, found)
+        found = _integers(tensor, found, value)
     try:
         with np.errstate(over="raise"):
             return found.astype(tensor.dtype, copy=False)
@@ -133,12 +142,28 @@ def converted(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
         raise tensor.wrong(f"a number too large for {tensor.dtype.name}") from None
 
 
-def _check_integers(tensor: Tensor, found: np.ndarray) -> None:
-    if found.dtype.kind == "f" and not (found == np.trunc(found)).all():
-        raise tensor.wrong(f"the number {found[found != np.trunc(found)].flat[0]:g}, which is no integer")
+# From here on float64 skips integers. numpy takes it for [0, 2**63], which is neither int64 nor uint64 as a whole.
+_EXACT = 2**53
+
+
+def _integers(tensor: Tensor, found: np.ndarray, value: Any) -> np.ndarray:
+    """`found`, or the same as Python's numbers where a float would not say them all; within the type's range."""
+    if found.dtype.kind == "f":
+        if not (found == np.trunc(found)).all():
+            raise tensor.wrong(f"the number {found[found != np.trunc(found)].flat[0]:g}, which is no integer")
+        if np.abs(found).max() >= _EXACT:
+            found = np.array(value, dtype=object)
     limits = np.iinfo(tensor.dtype)
-    if found.min() < limits.min or found.max() > limits.max:
+    if found.min() < limits.min or found.max() > limits.max or _hides_an_integer(found):
         raise tensor.wrong(f"a number outside {limits.min} to {limits.max}")
+    return found
+
+
+def _hides_an_integer(found: np.ndarray) -> bool:
+    """Whether a number is -2**63 because the JSON parser makes floats of integers below it."""
+    return found.dtype == object and any(
+        type(number) is float and number <= -(2**63) for number in found.flat
+    )
 
 
 _KINDS = {
@@ -149,6 +174,12 @@ _KINDS = {
     "u": "integers",
     "f": "numbers",
 }
+
+
+def _any_boolean(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_any_boolean, value))
+    return isinstance(value, bool)
 
 
 def _all_strings(value: Any) -> bool:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 # Within float32, so that what the schema allows is what the model takes: a schema cannot say more than "number".
 _NUMBERS = st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=False)
-_INTEGERS = st.integers(-(2**62), 2**62)
 _MOST_ITEMS = 4
 
 JUNK = st.one_of(
@@ -49,7 +48,7 @@ def bodies(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         )
     scalars = {
         "number": _NUMBERS,
-        "integer": _INTEGERS,
+        "integer": st.integers(schema.get("minimum", -(2**62)), schema.get("maximum", 2**62)),
         "boolean": st.booleans(),
         "string": st.text(max_size=8),
     }

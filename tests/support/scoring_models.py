@@ -10,7 +10,8 @@ import onnx
 from onnx import TensorProto, helper
 
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-FLOAT, INT64, STRING, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING, TensorProto.BOOL
+FLOAT, INT64, UINT64 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT64
+STRING, BOOL = TensorProto.STRING, TensorProto.BOOL
 
 
 def tensor(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:

@@ -2,7 +2,7 @@
 
 Both run in one environment made for this, pinned by version, under a temporary folder. The table goes to stdout, and with
 `--output FILE` to a file; exit code 1 when this runtime fails a row, or the other one fails a row without a reason
-(`Row.ours` in the table of the contract, or `DIFFERENCES` here).
+(`Row.ours` in the table of the contract, or `DIFFERENCES` here), or a row was not run though it applies.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ PACKAGES = (
     "orjson",
 )
 TIMEOUT_S = 900
+
+# How a case that only one server can have says so when it is skipped on the other.
+_SIDES = ("ours", "theirs")
 
 # Case → why the other server's answer is not wanted here.
 DIFFERENCES: dict[str, str] = {}
@@ -124,7 +127,9 @@ def _case(element: ElementTree.Element) -> str:
 def _outcome(element: ElementTree.Element) -> Outcome:
     for child in element:
         if child.tag == "skipped":
-            return Outcome("not run", child.attrib.get("message", ""))
+            message = child.attrib.get("message", "")
+            side, _, reason = message.partition(": ")
+            return Outcome("does not apply", reason) if side in _SIDES else Outcome("not run", message)
         if child.tag in ("failure", "error"):
             lines = child.attrib.get("message", "").splitlines()
             return Outcome("differs", lines[0][:140] if lines else "")
@@ -149,19 +154,24 @@ def report(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> tuple[str, l
         lines.append(f"| {_cell(case)} | {_cell(str(mine))} | {_cell(str(other))} |")
         if mine.is_failed:
             failures.append(f"ours, {case}: {mine.detail}")
-        reason = reasons.get(case) or (
-            other.detail.removeprefix("ours: ") if other.state == "not run" else ""
-        )
+        for side, found in (("ours", mine), ("theirs", other)):
+            if found.state == "not run":
+                failures.append(f"{side}, {case}: not run: {found.detail}")
+        reason = reasons.get(case) or (other.detail if other.state == "does not apply" else "")
         if other.state != "holds" and mine.state == "holds":
             wanted.append(f"- {case}: {reason or 'no reason is known'}")
         if other.is_failed and not reason:
             failures.append(f"theirs, {case}: {other.detail}")
     counts = " · ".join(
-        f"{name} {sum(each.state == 'holds' for each in found.values())} of {len(found)}"
+        f"{name} {_count(found, 'holds')} of {len(found) - _count(found, 'does not apply')} that apply"
         for name, found in (("ours", ours), ("theirs", theirs))
     )
     lines += ["", f"Rows that hold: {counts}.", "", "## Where we differ, and why", "", *wanted, ""]
     return "\n".join(lines), failures
+
+
+def _count(found: dict[str, Outcome], state: str) -> int:
+    return sum(each.state == state for each in found.values())
 
 
 def _cell(text: str) -> str:

@@ -74,7 +74,12 @@ def test_nan_and_infinity_are_null_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "values"),
-    [(models.STRING, ["a", "å"]), (models.BOOL, [True, False]), (models.INT64, [2**60, -1])],
+    [
+        (models.STRING, ["a", "å"]),
+        (models.BOOL, [True, False]),
+        (models.INT64, [2**60, -1]),
+        (models.UINT64, [2**64 - 1, 2**63 + 1, 1]),
+    ],
 )
 def test_every_element_type_comes_back_as_it_went_in(tmp_path: Path, kind: int, values: list[Any]) -> None:
     assert score(load(models.copier(tmp_path, kind)), json.dumps({"data": values}).encode()) == {"y": values}
@@ -92,6 +97,7 @@ def test_an_empty_batch_is_scored(tmp_path: Path) -> None:
         ('{"data": [[1, 2, 3], [1, 2]]}', "rows of different lengths (first at [1])"),
         ('{"data": [[1, 2, "3"]]}', "found text"),
         ('{"data": [[true, false, true]]}', "found true or false"),
+        ('{"data": [[1, 2, 3], [4, false, 6]]}', "found true or false"),
         ('{"data": [[1, 2, null]]}', "found null"),
         ('{"data": {"a": 1}}', "found shape []"),
         ('{"data": [[1, 2, 1e300]]}', "a number too large for float32"),
@@ -118,6 +124,9 @@ def test_bad_input_names_the_input_and_what_it_expects(tmp_path: Path, body: str
         ("[1e30]", "a number outside"),
         ('["1"]', "found text"),
         ("[99999999999999999999]", "expects int64 [N]"),
+        ("[9223372036854775808, 0]", "a number outside"),
+        ("[-9223372036854775809, 0]", "a number outside"),
+        ("[-9223372036854777856.0, 0]", "a number outside"),
     ],
 )
 def test_nothing_is_converted_to_an_integer_silently(tmp_path: Path, body: str, text: str) -> None:
@@ -201,7 +210,12 @@ def test_the_signature_comes_from_the_graph(tmp_path: Path) -> None:
     signature = load(models.doubler(tmp_path)).signature
     data = signature.input["properties"]["data"]
     assert data["description"] == "float32 [N, 3]"
-    assert data["items"] == {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+    limit = data["items"]["items"]["maximum"]
+    assert np.float32(limit) == np.finfo(np.float32).max < np.float64(limit)
+    number = {"type": "number", "minimum": -limit, "maximum": limit}
+    assert data["items"] == {"type": "array", "items": number, "minItems": 3, "maxItems": 3}
+    assert data["minItems"] == 1 and "maxItems" not in data
+    assert signature.input["additionalProperties"] is False
     assert list(signature.output["properties"]) == ["y"]
     assert signature.media_types == ("application/json", OCTETS)
 
