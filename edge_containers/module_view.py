@@ -9,7 +9,8 @@ Rules:
 - One model is a layer of role `model`; of several, each is a layer of role `model:…` at FOLDER/NAME/VERSION, and
   AZUREML_MODEL_DIR is FOLDER. Where there are no mounts FOLDER is a folder of links to the layers.
 - In the other tiers it sees the real paths; Landlock lets it read the same files.
-- Environment, later wins: ours, createOptions' Env, the manifest's, then what names the paths and sockets.
+- Environment, later wins: ours, the label `edgewright.environment`, createOptions' Env, the manifest's, then what names
+  the paths and sockets. The label sets no variable that begins with one of `RESERVED_VARIABLES`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,20 @@ _LABELLED_ENVIRONMENT = {
     "EDGEWRIGHT_GOLDEN": "edgewright.golden",
 }
 
+RESERVED_VARIABLES = (
+    "AML_",
+    "AZUREML_",
+    "EDGEWRIGHT_",
+    "HOME",
+    "IOTEDGE_",
+    "LANG",
+    "LD_",
+    "PATH",
+    "PYTHON",
+    "ORT_",
+)
+"""What an image must not decide: where programs and libraries are, and what the runtime says to the module."""
+
 Step = list[str]
 _Kind = TypeVar("_Kind", list[Any], dict[str, Any])
 
@@ -115,6 +130,24 @@ def labelled_folders(labels: Mapping[str, str], roles: Iterable[str], image: str
         if not _is_layer_home(path):
             raise _bad_label("edgewright.layers", f"paths beneath {' or '.join(LAYER_HOMES)}", path, image)
     return {role: folders[role] for role in roles if role in folders}
+
+
+def own_variables(labels: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the image's script asks for; what is no text or is reserved is left out."""
+    try:
+        found = json.loads(labels.get("edgewright.environment", "{}"))
+    except ValueError:
+        return {}
+    return {
+        name: value
+        for name, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, str) and "\0" not in value and is_own_variable(name)
+    }
+
+
+def is_own_variable(name: str) -> bool:
+    """Whether an image may set this variable."""
+    return name.isascii() and name.isidentifier() and not name.upper().startswith(RESERVED_VARIABLES)
 
 
 def _is_model(role: str) -> bool:
@@ -229,7 +262,15 @@ class ModuleView:
             "HOME": self.temporary,
             **({"AML_APP_ROOT": script} if script is not None else {}),
         }
-        return {**_ENVIRONMENT, **labelled, **options, **self._workload(manifest), **paths, **own}
+        return {
+            **_ENVIRONMENT,
+            **own_variables(labels),
+            **labelled,
+            **options,
+            **self._workload(manifest),
+            **paths,
+            **own,
+        }
 
     def _workload(self, manifest: Mapping[str, str]) -> dict[str, str]:
         if self.isolated_root or self.workload_dir is None:

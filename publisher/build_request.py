@@ -11,6 +11,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from edge_containers.image_model import Platform
+from edge_containers.module_view import is_own_variable
 from publisher.bases.sources import BaseCredentials
 from publisher.builders.layer import LayerFile
 from publisher.config import EnvironmentSettings
@@ -49,6 +50,7 @@ class BuildRequest:
         includes: files and folders that go beside the script. What lies below the script's folder keeps its path
             relative to it, anything else goes in under its own name.
         settings_files: generated files beside the script.
+        variables: environment variables of the script's own.
         builder: `oci` (in process) or `docker`, for steps that must be run below the image's own layers.
         docker_file: those steps, for builder docker.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
@@ -65,6 +67,7 @@ class BuildRequest:
     environment: Environment
     includes: tuple[Path, ...] = ()
     settings_files: Mapping[str, bytes] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     platforms: tuple[Platform, ...] = ()
     base: str = NO_BASE
     base_credentials: BaseCredentials | None = field(default=None, repr=False)
@@ -135,6 +138,7 @@ class BuildRequest:
             python=self.environment.python,
             platforms=self.platforms,
             messages=self.messages,
+            variables=self.variables,
             golden=self.golden is not None,
         )
 
@@ -184,6 +188,12 @@ def check_request(request: BuildRequest) -> None:
         uv_platform(platform)
     _check_builder(request)
     _check_environment(request)
+    for name in request.variables:
+        if not is_own_variable(name):
+            raise UsageError(
+                f"environment variable {name!r} cannot be set by an image: it is none, or the runtime's own",
+                where=name,
+            )
     _check_golden(request)
 
 

@@ -158,8 +158,19 @@ def read_conda(path: Path, name: str | None = None) -> CondaEnvironment:
         DocumentError: unreadable or not YAML.
         RequirementError: not a conda environment, or a line this version does not take.
     """
-    document = read_yaml(path, name)
-    shown = Path(name or path).name
+    return _parsed(read_yaml(path, name), (), path, None if name else path)
+
+
+def parse_conda(document: YamlDocument, keys: tuple[str, ...], path: Path) -> CondaEnvironment:
+    """The conda environment that stands at `keys` of another document, the file `path`."""
+    return _parsed(document, keys, path, path)
+
+
+def _parsed(
+    document: YamlDocument, keys: tuple[str, ...], path: Path, includes_from: Path | None
+) -> CondaEnvironment:
+    document = document.at(*keys)
+    shown = Path(document.name).name
     top = document.value
     if not isinstance(top, dict) or not isinstance(top.get("dependencies"), list):
         raise _refused(document.where(), "has no list 'dependencies': expected a conda environment")
@@ -168,7 +179,7 @@ def read_conda(path: Path, name: str | None = None) -> CondaEnvironment:
             raise _refused(
                 document.where(key), f"has the unknown key {key!r}; known are {', '.join(sorted(_KEYS))}"
             )
-    reader = _Reader(None if name else path, document)
+    reader = _Reader(includes_from, document)
     for index, entry in enumerate(top["dependencies"]):
         reader.add(entry, index)
     channels = _strings(document, "channels")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from edge_containers.image_model import ImageConfig, Platform
@@ -109,6 +109,7 @@ class ImagePlan:
         entry_script: base name of the script; None for a bare ONNX model.
         python: minor version, as `3.11`.
         messages: which message input goes to which output.
+        variables: environment variables of the script's own; those that place the runtime's parts are not taken.
         golden: whether the script layer has golden cases, which the runtime checks before it is ready.
     """
 
@@ -118,6 +119,7 @@ class ImagePlan:
     platforms: tuple[Platform, ...]
     messages: str = DEFAULT_MESSAGES
     golden: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_ids(self) -> str:
@@ -177,6 +179,7 @@ def image_labels(plan: ImagePlan, lock: ImageDigest, base: PlanBase = WITHOUT_BA
         "edgewright.entry-script": plan.entry_script,
         "edgewright.model-file": plan.model_file,
         "edgewright.golden": GOLDEN_FOLDER if plan.golden else None,
+        "edgewright.environment": _json(dict(sorted(plan.variables.items()))) if plan.variables else None,
     }
     return labels | {name: value for name, value in optional.items() if value is not None}
 
@@ -190,6 +193,7 @@ def image_environment(plan: ImagePlan, base: PlanBase = WITHOUT_BASE) -> dict[st
     }
     return (
         base.environment
+        | plan.variables
         | {
             "PYTHONPATH": f"{DEPENDENCIES_ROOT}:{RUNTIME_ROOT}",
             "PYTHONDONTWRITEBYTECODE": "1",

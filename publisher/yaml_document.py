@@ -49,6 +49,14 @@ class YamlDocument:
             keys = keys[:-1]
         return f"{self.name}:{self.lines.get(keys, 1)}"
 
+    def at(self, *keys: Key) -> YamlDocument:
+        """The part at `keys` as a document of its own, with its lines in this one's file."""
+        value = self.value
+        for key in keys:
+            value = value[key]
+        lines = {path[len(keys) :]: line for path, line in self.lines.items() if path[: len(keys)] == keys}
+        return YamlDocument(self.name, value, lines)
+
 
 def read_yaml(path: Path, name: str | None = None) -> YamlDocument:
     """Read one document; `name` stands for the path in messages.

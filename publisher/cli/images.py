@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ from publisher.cli.output import (
     show_rows,
     size_text,
 )
+from publisher.deployment_file import DeploymentFile, read_deployment
+from publisher.deployment_request import deployment_model, deployment_request
 from publisher.environments import read_environment
 from publisher.errors import UsageError
 from publisher.image_plan import DEFAULT_MESSAGES
@@ -71,11 +74,19 @@ CaOption = Annotated[Path | None, typer.Option(help="Certificate authority of th
 def build(
     *,
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--model", "-m", metavar="NAME[:VERSION]", help="Registered model to score with. May be repeated."
         ),
-    ],
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="Azure ML v2 deployment YAML: model, script and environment in place of options.",
+        ),
+    ] = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -154,7 +165,12 @@ def build(
 ) -> None:
     """Build a scoring image for every platform."""
     workspace = Workspace.open()
-    registered = tuple(Model(workspace, id=each) for each in model)
+    deployment = _deployment(file, model, script, include)
+    registered = (
+        (deployment_model(workspace, deployment, progress),)
+        if deployment
+        else tuple(Model(workspace, id=each) for each in model or ())
+    )
     python = workspace.settings.environment.python
     environment = read_environment(requirements, conda_file, python, extras=extra or ())
     request = BuildRequest(
@@ -175,7 +191,11 @@ def build(
         extra_index=tuple(extra_index or ()),
         tags=labels_of(tag, "--tag"),
         description=description,
-    ).with_own_script()
+    )
+    if deployment is not None and file is not None:
+        request = deployment_request(request, deployment, file)
+        request = replace(request, base=base or request.base)
+    request = request.with_own_script()
     for line in request.environment.notes:
         note(line)
     image = ContainerImage.from_request(workspace, request, steps=progress)
@@ -185,6 +205,20 @@ def build(
     print(f"{image.id} {image.digest}")
     _note_build(image)
     note(f"next: edgewright image push {image.id}")
+
+
+def _deployment(
+    file: Path | None, model: list[str] | None, script: Path | None, include: list[Path] | None
+) -> DeploymentFile | None:
+    """What `-f` names; it stands in place of the options that say the same."""
+    given = [name for name, value in (("-m", model), ("-s", script), ("--include", include)) if value]
+    if file is None:
+        if not model:
+            raise UsageError("name the model with -m NAME, or a deployment file with -f FILE")
+        return None
+    if given:
+        raise UsageError(f"{given[0]} is said by the deployment file: give {given[0]} or -f", where=str(file))
+    return read_deployment(file)
 
 
 @app.command("list")
