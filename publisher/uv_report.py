@@ -33,9 +33,7 @@ _AVAILABLE = re.compile(
 )
 _UNREACHABLE = re.compile(r"Failed to (?:fetch|download)|error sending request|dns error|timed out|Connect")
 _CAUSE = re.compile(r"cause: (.+?)(?=\s+hint:|\s+cause:|$)")
-_NOT_CACHED = re.compile(
-    r"Network connectivity is disabled, but the requested data wasn't found in the cache for:?(.{0,200})"
-)
+_NOT_CACHED = re.compile(r"[Nn]etwork (?:connectivity is|was) disabled")
 CONDA_ADVICE = "build with conda, which may have it, by --builder docker"
 SHOWN_CAUSE_CHARACTERS = 400
 
@@ -49,10 +47,12 @@ def resolve_error(
     """
     text = " ".join(result.output.split())
     seen = f"(log: {log})"
-    if found := _NOT_CACHED.search(text):
+    if _NOT_CACHED.search(text):
+        named = _UNKNOWN.search(text)
+        what = f"package {named[1]!r}" if named else "a wheel"
         return NotCachedError(
-            f"a wheel of the lock for {platform} is not on this machine, and --locked asks no index: {found[1].strip()}; "
-            f"build once without --locked {seen}",
+            f"{what} of the lock for {platform} is not on this machine, and --locked asks no index; build once without "
+            f"--locked {seen}",
             where=str(platform),
         )
     if found := _UNKNOWN.search(text):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from publisher_index import PackageIndex
 from publisher_workspaces import make_wheel
 
 from edge_containers.image_model import Platform
@@ -23,6 +27,8 @@ from publisher.errors import (
     ConflictError,
     EnvironmentResolveError,
     IndexUnreachableError,
+    LockedError,
+    NotCachedError,
     NoVersionError,
     NoWheelError,
     RequirementError,
@@ -316,3 +322,109 @@ def test_the_build_log_holds_no_password(tmp_path: Path) -> None:
 def test_the_digest_of_a_lock_is_that_of_its_text() -> None:
     lock = EnvironmentLock(ARM64, "3.11", "a==1\n", "now", reused=False)
     assert lock.digest == ImageDigest.of(b"a==1\n")
+
+
+class TestLocked:
+    """--locked: the workspace's lock, what is on this machine, or a clear refusal."""
+
+    @pytest.fixture
+    def folders(self, tmp_path: Path) -> Path:
+        make_wheel(tmp_path / "wheels", "pure-a")
+        make_wheel(tmp_path / "wheels", "pure-b")
+        (tmp_path / "work").mkdir()
+        return tmp_path
+
+    def locks(self, folder: Path, *, offline: bool = False, index: str = "") -> EnvironmentLocks:
+        settings = EnvironmentSettings(find_links=("wheels",), no_index=not index, index=index)
+        log = BuildLog(folder / "build.log")
+        return EnvironmentLocks(folder / "locks", UvRunner(settings, folder, log, offline=offline))
+
+    def test_what_was_locked_is_built_again_with_no_index(self, folders: Path) -> None:
+        environment = Environment(("pure-a",), "3.11")
+        work = folders / "work"
+        first = self.locks(folders).resolve(environment, ARM64, upgrade=False, work=work)
+        offline = self.locks(folders, offline=True)
+        again = offline.resolve(environment, ARM64, upgrade=False, locked=True, work=work)
+        assert again.text == first.text
+        offline.install(again, work / "installed", work=work)
+        assert (work / "installed" / "pure_a" / "__init__.py").is_file()
+
+    def test_a_lock_that_would_change_is_refused_with_the_difference(self, folders: Path) -> None:
+        work = folders / "work"
+        self.locks(folders).resolve(Environment(("pure-a",), "3.11"), ARM64, upgrade=False, work=work)
+        changed = Environment(("pure-b",), "3.11")
+        with pytest.raises(LockedError, match=r"linux/arm64 would change.*\+pure-b -pure-a"):
+            self.locks(folders).resolve(changed, ARM64, upgrade=False, locked=True, work=work)
+        with pytest.raises(LockedError, match=r"no lock for linux/amd64 and Python 3\.11"):
+            self.locks(folders).resolve(
+                Environment(("pure-a",), "3.11"), AMD64, upgrade=False, locked=True, work=work
+            )
+        assert len(list((folders / "locks").iterdir())) == 1
+
+    def test_another_index_is_another_lock(self, folders: Path) -> None:
+        work, environment = folders / "work", Environment(("pure-a",), "3.11")
+        self.locks(folders).resolve(environment, ARM64, upgrade=False, work=work)
+        other = self.locks(folders, offline=True, index="https://user:s3cret@packages.example.com/simple")
+        with pytest.raises(LockedError, match="locked from another package index") as caught:
+            other.resolve(environment, ARM64, upgrade=False, locked=True, work=work)
+        assert "s3cret" not in caught.value.message
+
+    def test_a_wheel_that_is_not_on_this_machine_is_said_so(self, folders: Path) -> None:
+        text = "never-published-here==1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"
+        lock = EnvironmentLock(ARM64, "3.11", text, "now", reused=True)
+        offline = self.locks(folders, offline=True, index="https://packages.example.com/simple")
+        with pytest.raises(NotCachedError, match="'never-published-here' .* --locked asks no index"):
+            offline.install(lock, folders / "installed", work=folders / "work")
+
+
+class TestPrivateIndex:
+    """An index that wants a password, in a server that sees every request."""
+
+    USER, PASSWORD = "builder", "s3cret/of:the@index"
+
+    @pytest.fixture
+    def index(self, tmp_path: Path) -> Iterator[PackageIndex]:
+        make_wheel(tmp_path / "served", "pure-a", requires=("pure-b",))
+        make_wheel(tmp_path / "served", "pure-b")
+        with PackageIndex(tmp_path / "served", self.USER, self.PASSWORD) as index:
+            yield index
+
+    def test_its_password_is_used_and_left_nowhere(self, index: PackageIndex, tmp_path: Path) -> None:
+        work, log = tmp_path / "work", BuildLog(tmp_path / "build.log")
+        work.mkdir()
+        settings = EnvironmentSettings(index=index.url)
+        runner = ArgumentsSeen(settings, tmp_path, log)
+        locks = EnvironmentLocks(tmp_path / "locks", runner)
+        lock = locks.resolve(Environment(("pure-a",), "3.11"), ARM64, upgrade=False, work=work)
+        locks.install(lock, work / "installed", work=work)
+        assert lock.packages == ("pure-a==1.0", "pure-b==1.0")
+        assert index.authorized > 0
+        left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        secrets = (self.PASSWORD, quote(self.PASSWORD, safe=""))
+        for text in [*left, repr(settings).encode(), *runner.seen]:
+            assert not any(each.encode() in text for each in secrets)
+        assert runner.seen
+
+    def test_a_wrong_password_is_an_error_without_it(self, index: PackageIndex, tmp_path: Path) -> None:
+        wrong = index.url.replace("s3cret", "wr0ng")
+        log = BuildLog(tmp_path / "build.log")
+        locks = EnvironmentLocks(
+            tmp_path / "locks", UvRunner(EnvironmentSettings(index=wrong), tmp_path, log)
+        )
+        with pytest.raises(EnvironmentResolveError) as caught:
+            locks.resolve(Environment(("pure-a",), "3.11"), ARM64, upgrade=False, work=tmp_path)
+        assert "401" in log.path.read_text() or "nauthorized" in log.path.read_text()
+        assert "wr0ng" not in caught.value.message + log.path.read_text()
+
+
+class ArgumentsSeen(UvRunner):
+    """A runner that keeps what other users of the machine could see of each process."""
+
+    def __init__(self, settings: EnvironmentSettings, root: Path, log: BuildLog) -> None:
+        super().__init__(settings, root, log)
+        self.seen: list[bytes] = []
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        process = super()._start(command)
+        self.seen.append(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        return process
