@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from edge_containers.interpreter import Interpreter
-from edge_containers.module_view import LayerFolder, ModuleView, labelled_folders, layer_steps
+from edge_containers.module_view import (
+    LayerFolder,
+    ModuleView,
+    labelled_folders,
+    layer_steps,
+    own_variables,
+)
 from edge_containers.runtime import IncompatibleImageError
 from edge_containers.shim import RotatingLog, start_time, write_json
 
@@ -155,3 +161,27 @@ def test_a_document_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_process_keeps_its_start_time() -> None:
     assert start_time(os.getpid()) == start_time(os.getpid()) > 0
+
+
+def test_an_image_sets_its_own_variables_and_none_of_the_runtimes(tmp_path: Path) -> None:
+    asked = {
+        "GREETING": "hello",
+        "LD_PRELOAD": "/x.so",
+        "PYTHONPATH": "/x",
+        "pythonstartup": "/x",
+        "IOTEDGE_WORKLOADURI": "unix:///x",
+        "A=B": "x",
+        "NUL": "a\0b",
+        "NUMBER": 1,
+    }
+    labels = {"edgewright.environment": json.dumps(asked)}
+    assert own_variables(labels) == {"GREETING": "hello"}
+    interpreter = Interpreter("/usr/bin/python3", "3.11", "glibc", "amd64", ("/usr",))
+    view = view_of(interpreter, Path("/elsewhere"), isolated_root=True, workload=tmp_path)
+    assert view.environment(labels, {}, {}, {})["GREETING"] == "hello"
+    assert view.environment(labels, {}, {"GREETING": "manifest"}, {})["GREETING"] == "manifest"
+
+
+@pytest.mark.parametrize("label", ["", "[", "[]", "3", "null", '"x"'])
+def test_a_label_of_variables_that_is_none_is_left_out(label: str) -> None:
+    assert own_variables({"edgewright.environment": label}) == {}

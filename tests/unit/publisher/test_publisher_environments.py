@@ -373,7 +373,7 @@ class TestLocked:
         text = "never-published-here==1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"
         lock = EnvironmentLock(ARM64, "3.11", text, "now", reused=True)
         offline = self.locks(folders, offline=True, index="https://packages.example.com/simple")
-        with pytest.raises(NotCachedError, match="'never-published-here' .* --locked asks no index"):
+        with pytest.raises(NotCachedError, match=r"'never-published-here' .* --locked asks no index"):
             offline.install(lock, folders / "installed", work=folders / "work")
 
 
