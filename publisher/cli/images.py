@@ -164,8 +164,8 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a scoring image for every platform."""
-    workspace = Workspace.open()
     deployment = _deployment(file, model, script, include)
+    workspace = Workspace.open()
     registered = (
         (deployment_model(workspace, deployment, progress),)
         if deployment
@@ -214,10 +214,10 @@ def _deployment(
     given = [name for name, value in (("-m", model), ("-s", script), ("--include", include)) if value]
     if file is None:
         if not model:
-            raise UsageError("name the model with -m NAME, or a deployment file with -f FILE")
+            raise typer.BadParameter("name the model with -m NAME, or a deployment file with -f FILE")
         return None
     if given:
-        raise UsageError(f"{given[0]} is said by the deployment file: give {given[0]} or -f", where=str(file))
+        raise typer.BadParameter(f"{given[0]} is said by the deployment file: give {given[0]} or -f")
     return read_deployment(file)
 
 
