@@ -214,7 +214,9 @@ def _deployment(
     given = [name for name, value in (("-m", model), ("-s", script), ("--include", include)) if value]
     if file is None:
         if not model:
-            raise typer.BadParameter("name the model with -m NAME, or a deployment file with -f FILE")
+            raise typer.BadParameter(
+                "name the model with --model NAME, or a deployment file with --file FILE"
+            )
         return None
     if given:
         raise typer.BadParameter(f"{given[0]} is said by the deployment file: give {given[0]} or -f")
