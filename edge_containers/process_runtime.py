@@ -96,6 +96,7 @@ class ProcessRuntime:
         port_range: tuple[int, int] = (20000, 29999),
         tiers: Sequence[str] = TIERS,
         ca_file: Path | None = None,
+        store: ContentStore | None = None,
     ) -> None:
         """Open `root`, made when absent; nothing is started.
 
@@ -105,6 +106,7 @@ class ProcessRuntime:
             port_range: first and last public port to choose from.
             tiers: those to consider, best first.
             ca_file: authorities a registry's certificate may come from, beside the system's.
+            store: where blobs are, in place of `root`'s own; `collect_garbage` empties it of all but what it keeps.
         """
         self.root = root.absolute()
         self._python = python
@@ -120,7 +122,7 @@ class ProcessRuntime:
         for folder in (self._layers.parent, self._layers):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o755)
-        self.store = ContentStore(self.root / "oci")
+        self.store = store or ContentStore(self.root / "oci")
         self._ports = PublicPorts(self.root / "ports.json", port_range)
         self._compiler = Compiler()
         self._images_lock = threading.RLock()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edge_containers.image_archive import manifests_of, platform_manifest, read_manifest, read_platform
-from edge_containers.image_model import Descriptor, Platform, document_type
+from edge_containers.image_model import Descriptor, ImageConfig, Platform, document_type
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import DOCKER, OCI, BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
+from publisher.credentials import credentials_for
 from publisher.database import next_version
 from publisher.environments import read_environment
 from publisher.errors import NotFoundError, UsageError
@@ -83,6 +85,7 @@ class Image(Registered):
         model_ids: the models inside, as they were given.
         image_location: `registry/repository@sha256:…` of the last push, or None.
         image_build_log_uri: path of the build log.
+        image_flavor, image_type, generated_dockerfile_uri: as of the original; no Dockerfile is generated here.
         build: what the build did, on the object that `build` returned; else None.
     """
 
@@ -92,6 +95,8 @@ class Image(Registered):
     build_seconds: float
     build: BuildResult | None = None
     creation_state = "Succeeded"
+    image_flavor, image_type = "WebApiContainer", "Docker"
+    generated_dockerfile_uri: str | None = None
 
     QUERY = (
         "SELECT images.*, (SELECT json_group_array(id) FROM (SELECT model_name || ':' || model_version AS id "
@@ -130,6 +135,41 @@ class Image(Registered):
     def models(self) -> builtins.list[Model]:
         """The models inside."""
         return [Model(self.workspace, id=each) for each in self.model_ids]
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What its first platform's config says of it."""
+        store = self.workspace.store
+        manifest = read_manifest(store, next(iter(self._manifests().values())))
+        return ImageConfig.from_bytes(store.read_bytes(manifest.config.digest)).labels
+
+    @property
+    def driver_program(self) -> str | None:
+        """The entry script; None for a bare ONNX model."""
+        return self.labels.get("edgewright.entry-script")
+
+    @property
+    def target_runtime(self) -> dict[str, Any]:
+        """What it runs under, in the original's names."""
+        return {
+            "runtimeType": "Python",
+            "targetArchitecture": [each.architecture for each in self.platforms],
+            "properties": {"pythonVersion": self.labels.get("edgewright.python")},
+        }
+
+    @property
+    def assets(self) -> builtins.list[dict[str, Any]]:
+        """The models inside, in the original's form."""
+        return [
+            {"id": each.id, "mimeType": each.mime_type, "url": each.url, "unpack": each.unpack}
+            for each in self.models
+        ]
+
+    def run(self, input_data: str | bytes) -> Any:
+        """Start the image on this machine, post `input_data` to it, and remove it; see `local_run.run_once`."""
+        from publisher.local_run import run_once
+
+        return run_once(self, input_data)
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
@@ -221,10 +261,11 @@ class Image(Registered):
         return export_image(self, output_file, Platform.parse(platform) if platform else None)
 
     def delete(self) -> None:
-        """Remove this version and the blobs that nothing else needs; copies in registries stay."""
+        """Remove this version, its build log and the blobs that nothing else needs; copies in registries stay."""
         with self.workspace.database.transaction() as db:
             db.execute("DELETE FROM images WHERE name = ? AND version = ?", (self.name, self.version))
             self.workspace.store.untag(self.id)
+        _build_log(self.workspace, self.name, self.version).unlink(missing_ok=True)
         self.workspace.audit("image delete", self.id)
         collect_garbage(self.workspace)
 
@@ -232,6 +273,10 @@ class Image(Registered):
         """What `edgewright image show` prints."""
         return super().serialize() | {
             "creationState": self.creation_state,
+            "imageFlavor": self.image_flavor,
+            "imageType": self.image_type,
+            "driverProgram": self.driver_program,
+            "targetRuntime": self.target_runtime,
             "modelIds": self.model_ids,
             "imageLocation": self.image_location,
             "platforms": [str(each) for each in self.platforms],
@@ -283,13 +328,17 @@ class ContainerImage(Image):
         *,
         steps: Steps = no_steps,
     ) -> Self:
-        """Build the image; returns when it is whole.
+        """Build the image, and push it to the workspace's registry if it has one; returns when that is done.
+
+        The registry is the one of `[azure]`, else that of the embedded hub where it runs; without one `image_location`
+        is None until `push`.
 
         A model may be given by its id, or as the path of a file or folder, which is registered under its own name.
 
         Raises:
             UsageError: no model, one of them twice, or something that is none.
             PublishError: what stopped the build; no image is listed then.
+            RegistryError: what the registry refused; the image is listed, and can be pushed later.
         """
         settings = workspace.settings
         if image_config.runtime != "python":
@@ -317,7 +366,10 @@ class ContainerImage(Image):
             properties=image_config.properties,
             description=image_config.description,
         )
-        return cls.from_request(workspace, request, steps=steps)
+        image = cls.from_request(workspace, request, steps=steps)
+        if (registry := workspace.registry) is not None:
+            image.push(registry, credentials=credentials_for(registry, workspace=workspace), steps=steps)
+        return image
 
     @classmethod
     def from_request(cls, workspace: Workspace, request: BuildRequest, *, steps: Steps = no_steps) -> Self:
@@ -332,6 +384,7 @@ class ContainerImage(Image):
             packages = request.package_sources(workspace.settings.environment)
             builder = _builder(request)(workspace, log, steps, packages, offline=request.locked)
             result = builder.build(request)
+            log.write("layers", _layers_text(result))
             version = _record(workspace, request, result, log)
         workspace.audit("image build", f"{request.name}:{version}", digest=str(result.index.digest))
         image = cls(workspace, name=request.name, version=version)
@@ -405,6 +458,27 @@ def default_platforms(workspace: Workspace) -> tuple[Platform, ...]:
     return tuple(Platform.parse(each) for each in workspace.settings.image.platforms)
 
 
+def _build_log(workspace: Workspace, name: str, version: int) -> Path:
+    return workspace.logs / "images" / name / f"{version}.log"
+
+
+def _kept_log(workspace: Workspace, name: str, version: int, log: BuildLog) -> Path:
+    """The log of the last build of a name, kept for the version it became."""
+    kept = _build_log(workspace, name, version)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(log.path, kept)
+    return kept
+
+
+def _layers_text(result: BuildResult) -> str:
+    return "\n".join(
+        f"{each.platform} {layer.role} {layer.descriptor.digest} {layer.descriptor.size} bytes, "
+        f"{'reused' if layer.reused else f'made in {layer.seconds:.1f} s'}"
+        for each in result.platforms
+        for layer in each.layers
+    )
+
+
 def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, log: BuildLog) -> int:
     """Name a built image: its row and its tag appear together."""
     with workspace.database.transaction() as db:
@@ -423,7 +497,7 @@ def _record(workspace: Workspace, request: BuildRequest, result: BuildResult, lo
             str(result.index.digest),
             result.size_bytes,
             None,
-            str(log.path),
+            str(_kept_log(workspace, request.name, version, log)),
             result.seconds,
         )
         db.execute(

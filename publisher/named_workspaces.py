@@ -202,8 +202,8 @@ class NamedWorkspaces:
     def get_details(self) -> dict[str, Any]:
         """What the original tells of a workspace, as far as it has a meaning here.
 
-        `containerRegistry` is the resource id of `azure.container_registry`, else the embedded registry's address, else
-        None; the last part behind a slash is the registry's name.
+        `containerRegistry` is the resource id of `azure.container_registry`, else the address of the embedded registry
+        where it runs, else None; the last part behind a slash is the registry's name.
         """
         group = f"/subscriptions/{self.subscription_id}/resourceGroups/{self.resource_group}"
         registry = self.settings.azure.container_registry
@@ -214,7 +214,7 @@ class NamedWorkspaces:
             "type": "Microsoft.MachineLearningServices/workspaces",
             "containerRegistry": f"{group}/providers/Microsoft.ContainerRegistry/registries/{registry}"
             if registry
-            else _embedded_registry(cast("Workspace", self)),
+            else self.registry,
             "path": str(self.root),
         }
 
@@ -264,6 +264,13 @@ class NamedWorkspaces:
         return self.settings.azure.location
 
     @property
+    def registry(self) -> str | None:
+        """Host of the registry of `[azure]`, else of the embedded hub where it runs, else None."""
+        if name := self.settings.azure.container_registry:
+            return name if "." in name else f"{name}.azurecr.io"
+        return _embedded_registry(cast("Workspace", self))
+
+    @property
     def models(self) -> dict[str, Model]:
         """The newest version of every registered model, by name."""
         from publisher.models import Model
@@ -300,5 +307,5 @@ class NamedWorkspaces:
 def _embedded_registry(workspace: Workspace) -> str | None:
     from publisher.embedded_hub import EmbeddedHub
 
-    address = EmbeddedHub(workspace).status().address
-    return None if address is None else address.registry
+    hub = EmbeddedHub(workspace).status()
+    return None if hub.pid is None or hub.address is None else hub.address.registry
