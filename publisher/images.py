@@ -27,7 +27,6 @@ from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.build_request import DOCKER, OCI, BuildRequest, check_request
 from publisher.builders.layer import ROLE_ANNOTATION
 from publisher.builders.oci import BuildResult, OciBuilder
-from publisher.credentials import credentials_for
 from publisher.database import next_version
 from publisher.environments import read_environment
 from publisher.errors import NotFoundError, UsageError
@@ -368,6 +367,8 @@ class ContainerImage(Image):
         )
         image = cls.from_request(workspace, request, steps=steps)
         if (registry := workspace.registry) is not None:
+            from publisher.credentials import credentials_for
+
             image.push(registry, credentials=credentials_for(registry, workspace=workspace), steps=steps)
         return image
 
