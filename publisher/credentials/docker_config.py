@@ -22,16 +22,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edge_containers.registry_transport import IDENTITY_TOKEN_USER, BasicCredentials
 from edge_contracts.errors import PublishError
 from edge_contracts.redact import Secret, redact_text
 from publisher.credentials.source import NoCredentialsError, PullCredential
 
-if TYPE_CHECKING:
-    from edge_containers.registry_client import BasicCredentials
-
-IDENTITY_TOKEN_USER = "<token>"
 HELPER_TIMEOUT_S = 30.0  # a key ring may ask its owner first
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 64 << 10
@@ -183,8 +180,6 @@ def _from_helper(answer: str, program: str, path: Path) -> BasicCredentials:
 
 
 def _basic(username: object, password: object, where: str, path: Path) -> BasicCredentials:
-    from edge_containers.registry_client import BasicCredentials
-
     if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
         raise _broken(path, f"has no user name and password in '{where}'")
     return BasicCredentials(username, Secret(password))
@@ -214,4 +209,6 @@ def _mapping(value: object, where: str, path: Path) -> Mapping[str, Any]:
 
 
 def _broken(path: Path, why: str) -> DockerConfigError:
-    return DockerConfigError(f"Docker's configuration {path} {why}", where=str(path))
+    return DockerConfigError(
+        f"Docker's configuration {path} {why}", where=str(path), next_command="docker login"
+    )
