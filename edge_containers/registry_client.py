@@ -55,7 +55,15 @@ from .image_model import (
 from .parallel import check, in_parallel
 from .registry_answers import discard
 from .registry_transport import MAX_PAUSE_S, BasicCredentials, Body, Call, RegistryTransport
-from .registry_upload import BlobUpload, NoUploadLog, UploadLog, UploadOptions, no_source, repository_scopes
+from .registry_upload import (
+    PIECE_BYTES,
+    BlobUpload,
+    NoUploadLog,
+    UploadLog,
+    UploadOptions,
+    no_source,
+    repository_scopes,
+)
 from .store import BlobWriter, ContentStore
 
 __all__ = ["BasicCredentials", "Progress", "PulledImage", "PushResult", "RegistryClient"]
@@ -109,6 +117,7 @@ class RegistryClient:
         parallel: int = 1,
         max_pause_s: float = MAX_PAUSE_S,
         upload_log: UploadLog | None = None,
+        piece_bytes: int = PIECE_BYTES,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -122,12 +131,14 @@ class RegistryClient:
             parallel: blobs of one image that travel at a time.
             max_pause_s: longest Retry-After that is waited out.
             upload_log: where unfinished uploads are noted for the next process.
+            piece_bytes: largest body sent; a larger blob goes in pieces.
             sleep: waits between tries.
             jitter: a number from 0 up to 1 for each wait.
         """
         self.registry = registry
         self._parallel = parallel
         self._upload_log = upload_log or NoUploadLog()
+        self._piece_bytes = piece_bytes
         self._transport = RegistryTransport(
             registry,
             credentials=credentials,
@@ -464,7 +475,7 @@ class RegistryClient:
             source: MountSource = _always(mount_from)
         else:
             source = mount_from or no_source
-        return UploadOptions(source, fetch, self._upload_log, stop)
+        return UploadOptions(source, fetch, self._upload_log, stop, self._piece_bytes)
 
     def _push_blob(
         self,

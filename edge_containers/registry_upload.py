@@ -95,12 +95,14 @@ class UploadOptions:
         mount_from: repository of the same registry that may have a blob already.
         fetch: makes a blob that is not in the store be there; called only when the registry does not have it either.
         stop: set when the push is given up.
+        piece_bytes: largest body.
     """
 
     mount_from: Callable[[Descriptor], str | None]
     fetch: Callable[[Descriptor], object] | None
     log: UploadLog
     stop: threading.Event
+    piece_bytes: int
 
 
 class BlobUpload:
@@ -123,8 +125,7 @@ class BlobUpload:
         self._options = options
         self._progress = progress
         self._key = f"{transport.registry}/{repository}@{blob.digest}"
-        self._piece_bytes = PIECE_BYTES
-        self._smaller = iter(SMALLER_PIECES)
+        self._piece_bytes = options.piece_bytes
         self._begun: str | None = None
         self.sent_bytes = 0
 
@@ -200,8 +201,9 @@ class BlobUpload:
                     offset += self._piece_bytes
                 self._send_piece("PUT", self._finish_url(url), file, offset, self._blob.size - offset)
         except RegistryTooLargeError:
-            smaller = next(self._smaller, None)
-            if smaller is None or self._blob.size <= smaller:
+            refused_bytes = min(self._piece_bytes, self._blob.size)
+            smaller = next((each for each in SMALLER_PIECES if each < refused_bytes), None)
+            if smaller is None:
                 raise
             self._piece_bytes = smaller
             self._forget()

@@ -33,7 +33,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenRegistry
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    folder = tmp_path_factory.mktemp("image")
+    return build_image(tmp_path_factory.mktemp("image"))
+
+
+def build_image(folder: Path) -> Image:
+    """An image of one platform, as the builder makes it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "locks").mkdir()
     workspace = make_workspace(folder / "w", make_runtime_wheels(folder / "wheels"))
     seed_locks(workspace, resolved_locks(folder / "locks"))
     (folder / "m.pkl").write_bytes(b"model" * 1000)

@@ -66,6 +66,7 @@ class FaultProxy:
         self.seen: list[Seen] = []
         self.seen_elsewhere: list[Seen] = []
         self.authorization: str | None = None
+        self.max_body_bytes: int | None = None
         self._armed: tuple[int, Fault] | None = None
         self._count = 0
         self._lock = threading.Lock()
@@ -128,7 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
         (self.proxy.seen_elsewhere if is_elsewhere else self.proxy.seen).append(seen)
         fault = None if is_elsewhere else self.proxy.next_fault()
         size = int(self.headers.get("Content-Length", 0))
-        if fault in _STATUS:
+        if self.proxy.max_body_bytes is not None and size > self.proxy.max_body_bytes:
+            # As nginx does it: no word of the registry's, and the body is not read.
+            self.close_connection = True
+            self._send(413, {"Connection": "close"}, b"<html>413 Request Entity Too Large</html>")
+        elif fault in _STATUS:
             self.rfile.read(size)
             headers = {"Retry-After": "1"} if fault is Fault.TOO_MANY else {}
             self._send(_STATUS[fault], headers, b'{"errors":[{"code":"FAULT","message":"made by the test"}]}')
@@ -185,7 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_HEADERS}
         if fault is Fault.TRUNCATE and len(data) > 1:
             data = data[: len(data) // 2]
-            headers["Content-Length"] = str(len(data))
+            headers = {
+                **{key.lower(): each for key, each in headers.items()},
+                "content-length": str(len(data)),
+            }
         if fault is Fault.CUT_ANSWER:
             if len(data) > 1:
                 self._send(response.status, headers, data[: len(data) // 2])
@@ -195,8 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            if name.lower() not in ("date", "server"):
+        for name, value in (
+            {"content-length": str(len(data))} | {key.lower(): each for key, each in headers.items()}
+        ).items():
+            if name not in ("date", "server"):
                 self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
