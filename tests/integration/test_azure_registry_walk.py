@@ -20,9 +20,9 @@ import yaml
 from arm_emulator import GROUP, SUBSCRIPTION, ArmEmulator
 from arm_identity import managed_identity
 from arm_registries import ContainerRegistries, EmulatedRegistry
+from arm_registry_login import azure_registry
 from registry_images import put_image
-from registry_servers import RunningRegistry
-from registry_token_service import debian_token_registry
+from registry_tokens import TokenRegistry
 from typer.testing import CliRunner, Result
 
 from edge_containers.errors import RegistryAuthError
@@ -46,16 +46,13 @@ def azure() -> EmulatedRegistry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, azure: EmulatedRegistry) -> Iterator[RunningRegistry]:
-    folder = tmp_path / "registry"
-    folder.mkdir()
-    with debian_token_registry(folder, azure.rights) as running:
-        azure.login_server = running.address
+def registry(tmp_path: Path, azure: EmulatedRegistry) -> Iterator[TokenRegistry]:
+    with azure_registry(tmp_path / "registry", azure) as running:
         yield running
 
 
 @pytest.fixture
-def arm(tmp_path: Path, azure: EmulatedRegistry, registry: RunningRegistry) -> Iterator[ArmEmulator]:
+def arm(tmp_path: Path, azure: EmulatedRegistry, registry: TokenRegistry) -> Iterator[ArmEmulator]:
     with ArmEmulator(tmp_path, [ContainerRegistries(azure)]) as emulator:
         yield emulator
 
@@ -89,7 +86,7 @@ def login(made: Any) -> BasicCredentials:
 
 
 @pytest.fixture
-def pushed(run: Run, registry: RunningRegistry, tmp_path: Path) -> ImageRef:
+def pushed(run: Run, registry: TokenRegistry, tmp_path: Path) -> ImageRef:
     """An image in two repositories, pushed by the admin user: it may."""
     admin = run("registry", "credentials", registry.address, "--source", "acr-admin", *WANTED)
     assert "may push and delete everything" in admin.stderr
@@ -105,7 +102,7 @@ WANTED = ("--repository", "digits", "--show", "--json")
 
 
 def test_token_pulls_its_repository_and_neither_pushes_nor_pulls_another(
-    run: Run, registry: RunningRegistry, pushed: ImageRef, tmp_path: Path
+    run: Run, registry: TokenRegistry, pushed: ImageRef, tmp_path: Path
 ) -> None:
     acr = ("registry", "credentials", registry.address, "--source", "acr")
     made = document(run(*acr, *WANTED))
@@ -132,7 +129,7 @@ def test_token_pulls_its_repository_and_neither_pushes_nor_pulls_another(
     assert document(run("registry", "list", registry.address, "--json")) == []
 
 
-def opens(registry: RunningRegistry, made: Any) -> bool:
+def opens(registry: TokenRegistry, made: Any) -> bool:
     with RegistryClient(registry.address, credentials=login(made)) as client:
         try:
             return client.head_manifest("digits", "1") is not None
@@ -141,7 +138,7 @@ def opens(registry: RunningRegistry, made: Any) -> bool:
 
 
 def test_every_form_of_a_token_logs_in_and_none_prints_it(
-    run: Run, registry: RunningRegistry, pushed: ImageRef, tmp_path: Path
+    run: Run, registry: TokenRegistry, pushed: ImageRef, tmp_path: Path
 ) -> None:
     words = ("registry", "credentials", registry.address, "--source", "acr", "--repository", "digits")
     made = document(run(*words, "--show", "--json"))
@@ -156,7 +153,7 @@ def test_every_form_of_a_token_logs_in_and_none_prints_it(
 
 
 def test_skopeo_takes_the_pull_secret_and_its_own_login_is_read_here(
-    run: Run, registry: RunningRegistry, pushed: ImageRef, tmp_path: Path
+    run: Run, registry: TokenRegistry, pushed: ImageRef, tmp_path: Path
 ) -> None:
     if shutil.which("skopeo") is None:
         pytest.skip("needs skopeo: apt-get install skopeo")
@@ -184,14 +181,14 @@ def skopeo(*words: str, stdin: str = "") -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_credentials_near_their_end_are_said_in_the_list(run: Run, registry: RunningRegistry) -> None:
+def test_credentials_near_their_end_are_said_in_the_list(run: Run, registry: TokenRegistry) -> None:
     words = ("registry", "credentials", registry.address, "--source", "acr", "--days", "10", *WANTED)
     made = document(run(*words))
     listed = run("registry", "list", registry.address)
     assert f"warning: {made['username']} ends" in listed.stderr
 
 
-def test_device_gets_a_user_of_its_own(run: Run, registry: RunningRegistry, pushed: ImageRef) -> None:
+def test_device_gets_a_user_of_its_own(run: Run, registry: TokenRegistry, pushed: ImageRef) -> None:
     words = ("registry", "credentials", registry.address, "--source", "acr", *WANTED)
     shared, mine = document(run(*words)), document(run(*words, "--device", "press-4"))
     assert shared["username"] != mine["username"]
@@ -240,7 +237,7 @@ def test_script_of_the_original_document_runs_as_the_page_prints_it(
         names["client"].registries.list_credentials(GROUP, "mine", raw=True)
 
 
-def test_not_signed_in_is_one_message_with_the_way_in(run: Run, registry: RunningRegistry) -> None:
+def test_not_signed_in_is_one_message_with_the_way_in(run: Run, registry: TokenRegistry) -> None:
     words = ("registry", "credentials", registry.address, "--source", "acr", *WANTED)
     result = run(*words, AZURE_TOKEN_CREDENTIALS="AzureCliCredential", PATH="/nowhere")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -45,9 +45,12 @@ class TokenServer:
 
     def token(self, user: str, scopes: list[str]) -> str:
         """A token with as much of the scopes as the user has, and no word about the rest."""
-        allowed = self.users[user][1]
         access = [
-            {"type": kind, "name": name, "actions": sorted(allowed & set(actions.split(",")))}
+            {
+                "type": kind,
+                "name": name,
+                "actions": sorted(self.allowed(user, name) & set(actions.split(","))),
+            }
             for kind, name, actions in (scope.split(":", 2) for scope in scopes)
         ]
         now = int(time.time())
@@ -67,6 +70,10 @@ class TokenServer:
         signature = self.key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
         return f"{signed}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
 
+    def allowed(self, user: str, repository: str) -> set[str]:
+        """What a user may do in a repository: "pull", "push"."""
+        return self.users[user][1]
+
     def user_of(self, authorization: str, form: Mapping[str, list[str]]) -> str | None:
         if "refresh_token" in form:
             given = form["refresh_token"][0]
@@ -83,8 +90,10 @@ class TokenRegistry:
 
 
 @contextmanager
-def token_registry(folder: Path, users: Users) -> Iterator[TokenRegistry]:
-    """The registry and its token server, both on loopback."""
+def token_registry(
+    folder: Path, users: Users, make: Callable[..., TokenServer] = TokenServer
+) -> Iterator[TokenRegistry]:
+    """The registry and its token server, both on loopback; `make` is for a server that has its users elsewhere."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("needs docker-registry: apt-get install docker-registry")
@@ -92,7 +101,7 @@ def token_registry(folder: Path, users: Users) -> Iterator[TokenRegistry]:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     certificate = _certificate(key)
     (folder / "trusted.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    tokens = TokenServer(users, key, certificate)
+    tokens = make(users, key, certificate)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"tokens": tokens}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
