@@ -111,6 +111,12 @@ class BuildRequest:
             no_index=False,
         )
 
+    @property
+    def own_variables(self) -> Mapping[str, str]:
+        """The script's own environment variables, with those that activating its conda environment would set."""
+        conda = self.environment.conda
+        return {**(conda.variables if conda else {}), **self.variables}
+
     def with_own_script(self) -> Self:
         """The request with the script and the requirements that an MLflow model brings, where none is given.
 
@@ -138,7 +144,7 @@ class BuildRequest:
             python=self.environment.python,
             platforms=self.platforms,
             messages=self.messages,
-            variables=self.variables,
+            variables=self.own_variables,
             golden=self.golden is not None,
         )
 
@@ -188,7 +194,7 @@ def check_request(request: BuildRequest) -> None:
         uv_platform(platform)
     _check_builder(request)
     _check_environment(request)
-    for name in request.variables:
+    for name in request.own_variables:
         if not is_own_variable(name):
             raise UsageError(
                 f"environment variable {name!r} cannot be set by an image: it is none, or the runtime's own",

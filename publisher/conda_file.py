@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -96,7 +97,8 @@ class CondaEnvironment:
     """A conda environment file, parsed.
 
     Attributes:
-        path: the file; a conda build takes it as it is.
+        path: the file it was read from.
+        text: the environment file itself, which a conda build takes as it is.
         python: version range of `python` (`==3.6.2.*`), empty when it names none.
         pip: what its `pip:` list asks for.
         variables: what conda would set when the environment is activated.
@@ -104,6 +106,7 @@ class CondaEnvironment:
     """
 
     path: Path
+    text: bytes = field(repr=False)
     name: str
     channels: tuple[str, ...]
     python: str
@@ -193,6 +196,7 @@ def _parsed(
         raise _refused(document.where("variables"), "must map names to values in 'variables'")
     return CondaEnvironment(
         path=path,
+        text=_dumped(top) if keys else path.read_bytes(),
         name=str(top.get("name") or ""),
         channels=channels,
         python=reader.python,
@@ -201,6 +205,10 @@ def _parsed(
         variables={name: str(value) for name, value in variables.items()},
         notes=tuple(reader.notes),
     )
+
+
+def _dumped(value: object) -> bytes:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
 
 
 class _Reader:

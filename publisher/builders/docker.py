@@ -178,7 +178,7 @@ def write_context(path: Path, steps: str, request: BuildRequest) -> None:
     """What the engine gets: the Dockerfile's folder as `.dockerignore` leaves it, the steps, the conda file."""
     own = {DOCKERFILE: steps.encode()}
     if request.environment.conda is not None:
-        own[CONDA_FILE] = request.environment.conda.path.read_bytes()
+        own[CONDA_FILE] = request.environment.conda.text
     with tarfile.open(path, "w") as tar:
         if request.docker_file is not None:
             folder = request.docker_file.absolute().parent

@@ -144,6 +144,7 @@ def test_an_inline_environment_and_another_base_are_taken(folder: Path) -> None:
     assert found.base == "registry.example.com/base:1"
     assert found.conda is not None and found.conda.requirements == ("numpy==1.26.*",)
     assert found.conda.unavailable[0].where.endswith("deployment.yml:7")
+    assert found.conda.text == b"dependencies:\n- numpy=1.26\n- gcc\n"
 
 
 @pytest.mark.parametrize(
