@@ -278,6 +278,11 @@ class NamedWorkspaces:
         return Model.newest(cast("Workspace", self))
 
     @property
+    def webservices(self) -> dict[str, object]:
+        """Services by name: none, since this version deploys to devices alone."""
+        return {}
+
+    @property
     def images(self) -> dict[str, Image]:
         """The newest version of every image, by name."""
         from publisher.images import Image

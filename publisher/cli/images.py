@@ -13,7 +13,7 @@ from edge_containers.image_model import Platform
 from edge_contracts.image_ref import ImageRef
 from publisher.build_request import BuildRequest
 from publisher.builders.oci import BuildResult
-from publisher.cli.options import labels_of, password_of
+from publisher.cli.options import FilterOption, PropertyFilterOption, filter_of, labels_of, password_of
 from publisher.cli.output import (
     Format,
     JsonOption,
@@ -159,6 +159,9 @@ def build(
         typer.Option("--locked", help="Use the workspace's lock, offline; fail where it would change."),
     ] = False,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    prop: Annotated[
+        list[str] | None, typer.Option("--property", metavar="KEY=VALUE", help="May be repeated.")
+    ] = None,
     description: Annotated[str | None, typer.Option(help="What it is.")] = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
@@ -190,6 +193,7 @@ def build(
         index=index or "",
         extra_index=tuple(extra_index or ()),
         tags=labels_of(tag, "--tag"),
+        properties=labels_of(prop, "--property"),
         description=description,
     )
     if deployment is not None and file is not None:
@@ -225,15 +229,27 @@ def _deployment(
 
 @app.command("list")
 def list_images(
+    *,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Only this name.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME:VERSION", help="Only with this model.")
+        str | None, typer.Option("--model", "-m", metavar="NAME[:VERSION]", help="Only with this model.")
     ] = None,
+    tag: FilterOption = None,
+    prop: PropertyFilterOption = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
     """List images, newest version first."""
-    images = [image.serialize() for image in Image.list(Workspace.open(), image_name=name, model_id=model)]
+    by_id = model is not None and ":" in model
+    found = Image.list(
+        Workspace.open(),
+        name,
+        model_name=None if by_id else model,
+        model_id=model if by_id else None,
+        tags=filter_of(tag),
+        properties=filter_of(prop),
+    )
+    images = [image.serialize() for image in found]
     for_reading = [
         {**image, "size": size_text(image["sizeBytes"]), "shortDigest": image["digest"][:19]}
         for image in images

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from publisher.cli.options import labels_of
+from publisher.cli.options import FilterOption, PropertyFilterOption, filter_of, labels_of
 from publisher.cli.output import (
     Format,
     JsonOption,
@@ -42,12 +42,31 @@ def register(
         list[str] | None, typer.Option("--property", metavar="KEY=VALUE", help="May be repeated.")
     ] = None,
     description: Annotated[str | None, typer.Option(help="What it is.")] = None,
+    framework: Annotated[
+        str | None, typer.Option(help="What made it: ScikitLearn, Onnx, TensorFlow, …; noted.")
+    ] = None,
+    framework_version: Annotated[str | None, typer.Option(help="Its version; noted.")] = None,
+    child_path: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this file or folder inside the model's folder. May be repeated."),
+    ] = None,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a file or folder into the workspace as the next version of a name."""
     tags, properties = labels_of(tag, "--tag"), labels_of(prop, "--property")
-    model = Model.register(Workspace.open(), path, name, tags, properties, description, steps=progress)
+    model = Model.register(
+        Workspace.open(),
+        path,
+        name,
+        tags,
+        properties,
+        description,
+        model_framework=framework,
+        model_framework_version=framework_version,
+        child_paths=child_path,
+        steps=progress,
+    )
     if chosen(output, as_json) is not Format.TABLE:
         show_document(model.serialize(), chosen(output, as_json))
         return
@@ -60,12 +79,20 @@ def register(
 
 @app.command("list")
 def list_models(
+    *,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Only this name.")] = None,
+    tag: FilterOption = None,
+    prop: PropertyFilterOption = None,
+    framework: Annotated[str | None, typer.Option(help="Only of this framework.")] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Only the newest version of each name.")] = False,
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
     """List registered models, newest version first."""
-    models = [model.serialize() for model in Model.list(Workspace.open(), name=name)]
+    found = Model.list(
+        Workspace.open(), name, filter_of(tag), filter_of(prop), latest=latest, model_framework=framework
+    )
+    models = [model.serialize() for model in found]
     rows = [{**row, "size": size_text(row["sizeBytes"])} for row in models]
     show_rows(rows if chosen(output, as_json) is Format.TABLE else models, COLUMNS, chosen(output, as_json))
 

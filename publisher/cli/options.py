@@ -6,12 +6,27 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from edge_contracts.redact import Secret
 from publisher.errors import UsageError
 
 PASSWORD_VARIABLE = "EDGEWRIGHT_REGISTRY_PASSWORD"
 MODULE_PREFIX = re.compile(r"[A-Za-z0-9_-]+")
+
+
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="KEY[=VALUE]", help="Only with this tag. May be repeated; all must hold."),
+]
+PropertyFilterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--property", metavar="KEY[=VALUE]", help="Only with this property. May be repeated; all must hold."
+    ),
+]
 
 
 def labels_of(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -56,6 +71,11 @@ def per_module(
         if only_one and len(given) > 1:
             raise UsageError(f"{option} is given {len(given)} times for module {module!r}", where=option)
     return found
+
+
+def filter_of(labels: Sequence[str] | None) -> list[str | list[str]]:
+    """`KEY` and `KEY=VALUE` options as a filter of tags or properties."""
+    return [each.split("=", 1) if "=" in each else each for each in labels or ()]
 
 
 def password_of(*, from_stdin: bool) -> Secret:

@@ -373,6 +373,46 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+class TestLists:
+    def test_models_are_listed_by_tag_property_framework_and_newest(
+        self, run: Run, workspace: Workspace
+    ) -> None:
+        register = ("model", "register", "digits.pkl", "--name")
+        assert run(*register, "a", "--tag", "key=0.1", "--framework", "Onnx").exit_code == 0
+        assert run(*register, "a", "--property", "p=1", "--framework-version", "1").exit_code == 2
+        assert run(*register, "a", "--property", "p=1").exit_code == 0
+
+        def ids(*options: str) -> list[str]:
+            return [each["id"] for each in json.loads(run("model", "list", "--json", *options).stdout)]
+
+        assert ids() == ["a:2", "a:1"]
+        assert ids("--tag", "key") == ids("--tag", "key=0.1") == ids("--framework", "Onnx") == ["a:1"]
+        assert ids("--tag", "key=0.2") == ids("--tag", "key", "--property", "p") == []
+        assert ids("--property", "p=1") == ids("--latest") == ["a:2"]
+        shown = yaml.safe_load(run("model", "show", "a:1", "-o", "yaml").stdout)
+        assert (shown["framework"], shown["tags"]) == ("Onnx", {"key": "0.1"})
+
+    def test_images_are_listed_by_model_tag_and_property(self, run: Run, workspace: Workspace) -> None:
+        run("model", "register", "digits.pkl", "--name", "a")
+        run("model", "register", "digits.pkl", "--name", "b")
+        build = ("image", "build", "-s", "score.py", "--platform", "linux/amd64", "-m", "a")
+        assert run(*build, "--tag", "stage=new").exit_code == 0
+        assert run(*build, "-m", "b", "-t", "both", "--property", "p=1").exit_code == 0
+
+        def ids(*options: str) -> list[str]:
+            return [each["id"] for each in json.loads(run("image", "list", "--json", *options).stdout)]
+
+        assert ids() == ids("-m", "a") == ids("-m", "a:1") == ["a:1", "both:1"]
+        assert ids("-m", "b") == ids("--property", "p") == ["both:1"]
+        assert ids("--tag", "stage=new") == ["a:1"]
+        shown = json.loads(run("image", "show", "both", "--json").stdout)
+        assert shown["modelIds"] == ["a:1", "b:1"]
+        assert (shown["imageFlavor"], shown["driverProgram"]) == ("WebApiContainer", "score.py")
+        failed(
+            run("model", "delete", "b:1"), 1, "used by image both:1", "next: edgewright image delete both:1"
+        )
+
+
 class TestOutput:
     @pytest.mark.parametrize(
         ("size", "text"),

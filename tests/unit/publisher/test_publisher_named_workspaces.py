@@ -12,6 +12,7 @@ import pytest
 from edge_contracts.errors import EdgewrightError
 from publisher.embedded_hub import HubAddress
 from publisher.errors import InUseError, UsageError, WorkspaceError
+from publisher.exceptions import ModelNotFoundException, WebserviceException
 from publisher.models import Model
 from publisher.processes import process_id, write_record
 from publisher.workspace import Workspace
@@ -151,7 +152,15 @@ def test_models_are_the_newest_by_name(workspace: Workspace, folder: Path) -> No
     for name in ("digits", "letters", "digits"):
         Model.register(workspace, "m.pkl", name)
     assert {name: model.version for name, model in workspace.models.items()} == {"digits": 2, "letters": 1}
-    assert workspace.images == {}
+    assert workspace.images == workspace.webservices == {}
+
+
+def test_the_originals_exceptions_catch_what_is_raised(workspace: Workspace) -> None:
+    with pytest.raises(WebserviceException) as caught:
+        Model(workspace, "sklearn_mnist")
+    assert caught.value.message.startswith("ModelNotFound: no model 'sklearn_mnist'")
+    with pytest.raises(ModelNotFoundException):
+        Model.get_model_path("sklearn_mnist")
 
 
 def test_delete_leaves_what_is_not_its_own(workspace: Workspace, folder: Path) -> None:
