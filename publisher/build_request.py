@@ -25,6 +25,9 @@ from publisher.image_plan import (
     GOLDEN_FOLDER,
     MODELS_FOLDER,
     NO_BASE,
+    PYTHON,
+    RUNTIMES,
+    SPARK,
     ImagePlan,
     PlannedModel,
 )
@@ -51,6 +54,7 @@ class BuildRequest:
             relative to it, anything else goes in under its own name.
         settings_files: generated files beside the script.
         variables: environment variables of the script's own.
+        runtime: `python`, or `spark-py`: the base has a Java runtime, and PySpark or it is installed.
         builder: `oci` (in process) or `docker`, for steps that must be run below the image's own layers.
         docker_file: those steps, for builder docker.
         base: what it stands on, as `publisher.bases.base` says; `none` for nothing.
@@ -73,6 +77,7 @@ class BuildRequest:
     base_credentials: BaseCredentials | None = field(default=None, repr=False)
     messages: str = DEFAULT_MESSAGES
     golden: Path | None = None
+    runtime: str = PYTHON
     builder: str = OCI
     docker_file: Path | None = None
     upgrade: bool = False
@@ -146,6 +151,7 @@ class BuildRequest:
             messages=self.messages,
             variables=self.own_variables,
             golden=self.golden is not None,
+            runtime=self.runtime,
         )
 
     def script_files(self) -> list[LayerFile]:
@@ -192,6 +198,7 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError("an image needs at least one platform")
     for platform in request.platforms:
         uv_platform(platform)
+    _check_runtime(request)
     _check_builder(request)
     _check_environment(request)
     for name in request.own_variables:
@@ -214,6 +221,19 @@ def _check_golden(request: BuildRequest) -> None:
     if any(file.path.startswith(taken) for file in request.script_files()):
         raise GoldenError(
             f"an included file would be in {GOLDEN_FOLDER}/, where golden cases go; rename its folder"
+        )
+
+
+def _check_runtime(request: BuildRequest) -> None:
+    if request.runtime not in RUNTIMES:
+        raise UsageError(
+            f"runtime must be {' or '.join(RUNTIMES)}, not {request.runtime!r}", where=request.runtime
+        )
+    if request.runtime == SPARK and (request.base, request.builder) == (NO_BASE, OCI):
+        raise UsageError(
+            "runtime spark-py needs a base with a Java runtime, and this image has base 'none'; give one with --base",
+            where=request.runtime,
+            next_command="edgewright image base create --with-jre",
         )
 
 

@@ -38,6 +38,7 @@ USER = "65534:65534"
 
 
 NO_BASE = "none"
+PYTHON, SPARK = RUNTIMES = ("python", "spark-py")
 # Of Docker's own images; for a base that says none.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -110,6 +111,7 @@ class ImagePlan:
         python: minor version, as `3.11`.
         messages: which message input goes to which output.
         variables: environment variables of the script's own; those that place the runtime's parts are not taken.
+        runtime: `python` or `spark-py`.
         golden: whether the script layer has golden cases, which the runtime checks before it is ready.
     """
 
@@ -120,6 +122,7 @@ class ImagePlan:
     messages: str = DEFAULT_MESSAGES
     golden: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
+    runtime: str = PYTHON
 
     @property
     def model_ids(self) -> str:
@@ -193,6 +196,7 @@ def image_environment(plan: ImagePlan, base: PlanBase = WITHOUT_BASE) -> dict[st
     }
     return (
         base.environment
+        | (spark_environment(base) if plan.runtime == SPARK else {})
         | plan.variables
         | {
             "PYTHONPATH": f"{DEPENDENCIES_ROOT}:{RUNTIME_ROOT}",
@@ -208,6 +212,16 @@ def image_environment(plan: ImagePlan, base: PlanBase = WITHOUT_BASE) -> dict[st
         }
         | {name: value for name, value in optional.items() if value is not None}
     )
+
+
+def spark_environment(base: PlanBase) -> dict[str, str]:
+    """For Spark in one container: its Java is reached on loopback, and its workers are the same Python."""
+    return {
+        "PYSPARK_PYTHON": base.python,
+        "PYSPARK_DRIVER_PYTHON": base.python,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_DIRS": "/tmp",
+    }
 
 
 def image_config(

@@ -340,12 +340,6 @@ class ContainerImage(Image):
             RegistryError: what the registry refused; the image is listed, and can be pushed later.
         """
         settings = workspace.settings
-        if image_config.runtime != "python":
-            raise UsageError(
-                f"runtime {image_config.runtime} needs a base with PySpark and a JRE, which cannot be built yet; "
-                "use runtime python",
-                where=name,
-            )
         python = settings.environment.python
         environment = read_environment(image_config.requirements_file, image_config.conda_file, python)
         for each in environment.notes:
@@ -359,6 +353,7 @@ class ContainerImage(Image):
             platforms=image_config.platforms or default_platforms(workspace),
             base=image_config.base_image or settings.image.default_base,
             base_credentials=image_config.credentials_of_base,
+            runtime=image_config.runtime,
             builder=DOCKER if image_config.docker_file else OCI,
             docker_file=image_config.docker_file,
             tags=image_config.tags,

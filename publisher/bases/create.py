@@ -56,14 +56,17 @@ PACKAGES = (
     "tzdata",
     "zlib1g",
 )
-JRE_PACKAGES = ("default-jre-headless",)
+# Spark starts its Java by shell scripts that call these.
+JRE_PACKAGES = ("bash", "coreutils", "dash", "default-jre-headless", "procps", "sed", "grep")
+# The link /usr/bin/java would be made by a package's script; this one is in the package.
+JAVA_HOME = "/usr/lib/jvm/default-java"
 DEBIAN_ARCHITECTURES = {"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}
 
 ATTEMPTS = 3
 RETRY_DELAY_S = 2.0
 TIMEOUT_S = 900.0
 COMPRESSION = 6
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same packages would give another tar."""
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
@@ -195,7 +198,7 @@ def _record(
         recipe.platform,
         (diff_id,),
         labels={"edgewright.base-recipe": recipe.key},
-        env=(f"PATH={DEFAULT_PATH}",),
+        env=(f"PATH={DEFAULT_PATH}", *((f"JAVA_HOME={JAVA_HOME}",) if recipe.with_jre else ())),
         history=(f"debian {recipe.suite}: {' '.join(recipe.all_packages)}",),
     )
     manifest = ImageManifest(store.put_bytes(config.to_bytes()).describe(OCI_CONFIG), (layer,))

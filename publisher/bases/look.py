@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import IO, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from edge_containers.image_model import OCI_LAYER_GZIP, OCI_LAYER_TAR, Descriptor
 from edge_containers.store import ContentStore
@@ -27,6 +27,7 @@ from publisher.image_plan import DEFAULT_PATH
 MACHINES = {0x3E: "amd64", 0xB7: "arm64", 0x28: "arm", 0x03: "386", 0xF3: "riscv64"}
 
 _PYTHON = re.compile(r"python3(?:\.(\d+))?")
+_PROGRAM = re.compile(r"python3(?:\.\d+)?|java")
 _LIBC_SENTENCE = re.compile(rb"GNU C Library [^\n]{0,80}? version (\d+\.\d+)")
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _HEAD_BYTES = 64 << 10
@@ -37,15 +38,24 @@ _LINK_LIMIT = 16
 
 @dataclass(frozen=True, slots=True)
 class BasePython:
-    """A base's interpreter; `version` is minor (`3.11`), `libc_version` empty where it was not found."""
+    """A base's interpreter, and what Spark needs beside it.
+
+    Attributes:
+        version: minor, as `3.11`.
+        libc_version: empty where it was not found.
+        java: path of a Java program, empty where there is none.
+        pyspark: whether the package is there.
+    """
 
     path: str
     version: str
     libc: str
     libc_version: str
     architecture: str
+    java: str
+    pyspark: bool
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -66,6 +76,7 @@ class _Files:
     links: dict[str, str]
     heads: dict[str, bytes]
     libc_version: str = ""
+    pyspark: bool = False
 
     def remove(self, path: str) -> None:
         for known in (self.links, self.heads):
@@ -96,10 +107,15 @@ def look_into(store: ContentStore, base: Layered, label: str) -> BasePython:
         with _opened(store, descriptor, label) as tar:
             _collect(tar, files)
     variables = dict(each.split("=", 1) for each in base.env if "=" in each)
-    for folder in variables.get("PATH", DEFAULT_PATH).split(":"):
+    folders = variables.get("PATH", DEFAULT_PATH).split(":")
+    java_homes = [f"{variables['JAVA_HOME']}/bin"] if "JAVA_HOME" in variables else []
+    java = next(
+        (f"{each}/java" for each in [*folders, *java_homes] if files.resolve(f"{each.strip('/')}/java")), ""
+    )
+    for folder in folders:
         found = files.resolve(f"{folder.strip('/')}/python3")
         if found is not None:
-            return _described(f"{folder.rstrip('/')}/python3", found, files, label)
+            return _described(f"{folder.rstrip('/')}/python3", found, files, java, label)
     raise BaseImageError(
         f"base {label} has no python3 on its PATH; a base must hold the Python that scores",
         where=label,
@@ -107,7 +123,7 @@ def look_into(store: ContentStore, base: Layered, label: str) -> BasePython:
     )
 
 
-def _described(path: str, found: str, files: _Files, label: str) -> BasePython:
+def _described(path: str, found: str, files: _Files, java: str, label: str) -> BasePython:
     name = _PYTHON.fullmatch(PurePosixPath(found).name)
     if name is None or name[1] is None:
         raise BaseImageError(
@@ -117,7 +133,7 @@ def _described(path: str, found: str, files: _Files, label: str) -> BasePython:
     machine, loader = read_elf(files.heads[found])
     libc = "musl" if "ld-musl" in loader else "glibc" if "ld-linux" in loader else loader or "unknown"
     architecture = MACHINES.get(machine, f"ELF machine {machine}")
-    return BasePython(path, f"3.{name[1]}", libc, files.libc_version, architecture)
+    return BasePython(path, f"3.{name[1]}", libc, files.libc_version, architecture, java, files.pyspark)
 
 
 def read_elf(head: bytes) -> tuple[int, str]:
@@ -149,14 +165,15 @@ def _collect(archive: tarfile.TarFile, files: _Files) -> None:
         elif member.issym():
             files.heads.pop(path, None)
             files.links[path] = member.linkname
-        elif member.islnk() and _PYTHON.fullmatch(name):
+        elif member.islnk() and _PROGRAM.fullmatch(name):
             files.links[path] = f"/{member.linkname}"
-        elif member.isfile() and _PYTHON.fullmatch(name):
+        elif member.isfile() and _PROGRAM.fullmatch(name):
             files.links.pop(path, None)
             files.heads[path] = _content(archive, member, _HEAD_BYTES)
         elif member.isfile() and (name == "libc.so.6" or re.fullmatch(r"libc-2\.\d+\.so", name)):
             found = _LIBC_SENTENCE.search(_content(archive, member, _LIBC_LIMIT_BYTES))
             files.libc_version = found[1].decode() if found else files.libc_version
+        files.pyspark |= path.endswith("-packages/pyspark/__init__.py")
         # tarfile keeps every member for random access, which a stream has not.
         archive.members.clear()  # type: ignore[attr-defined]
 

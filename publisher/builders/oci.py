@@ -7,11 +7,12 @@ interrupted leaves no image, only whole layers that the next build finds.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,14 +39,15 @@ from publisher.builders.layer import (
     write_layer,
 )
 from publisher.config import EnvironmentSettings
-from publisher.environments import EnvironmentLock, EnvironmentLocks, installed_files
-from publisher.errors import BuildCancelledError
+from publisher.environments import Environment, EnvironmentLock, EnvironmentLocks, installed_files
+from publisher.errors import BaseImageError, BuildCancelledError
 from publisher.garbage import LAYER_CACHE
 from publisher.golden import recording_platform
 from publisher.golden_run import GoldenRun
 from publisher.image_plan import (
     DEPENDENCIES_ROOT,
     RUNTIME_ROOT,
+    SPARK,
     WITHOUT_BASE,
     ImagePlan,
     LayerRole,
@@ -123,7 +125,13 @@ class OciBuilder:
         with self._workspace.work_folder() as work, ThreadPoolExecutor(PARALLEL_PLATFORMS) as pool:
             bases = self._bases(request, work)
             jobs = [
-                pool.submit(self._dependencies, request, platform, _subfolder(work, platform))
+                pool.submit(
+                    self._dependencies,
+                    request,
+                    _environment(request, bases.get(platform)),
+                    platform,
+                    _subfolder(work, platform),
+                )
                 for platform in plan.platforms
             ]
             try:
@@ -147,11 +155,11 @@ class OciBuilder:
         )
 
     def _dependencies(
-        self, request: BuildRequest, platform: Platform, work: Path
+        self, request: BuildRequest, environment: Environment, platform: Platform, work: Path
     ) -> tuple[EnvironmentLock, BuiltLayer]:
         with self._steps(f"resolving dependencies for {platform}"):
             lock = self._locks.resolve(
-                request.scoring_environment,
+                environment,
                 platform,
                 upgrade=request.upgrade,
                 locked=request.locked,
@@ -281,6 +289,28 @@ def _licences(name: str) -> list[Path]:
     """Licence files of an installed distribution: whoever passes its code on passes these on (EPL-2.0, 3.2)."""
     listed = distribution(name).files or []
     return sorted(Path(str(each.locate())) for each in listed if each.name.upper().startswith("LICENSE"))
+
+
+def _environment(request: BuildRequest, base: BaseImage | None) -> Environment:
+    """What is to be installed: PySpark too, where the runtime is Spark's and the base has none.
+
+    Raises:
+        BaseImageError: the base has no Java runtime, and the runtime is Spark's.
+    """
+    environment = request.scoring_environment
+    if request.runtime != SPARK or base is None:
+        return environment
+    if not base.python.java:
+        raise BaseImageError(
+            f"base {base.brought.name} has no Java runtime (java on its PATH or in its JAVA_HOME), which runtime spark-py "
+            "needs",
+            where=base.brought.name,
+            next_command="edgewright image base create --with-jre",
+        )
+    asked = any(re.match(r"pyspark\b", each) for each in environment.requirements)
+    if asked or base.python.pyspark:
+        return environment
+    return replace(environment, requirements=tuple(sorted([*environment.requirements, "pyspark"])))
 
 
 def _platform_layers(

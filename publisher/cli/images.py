@@ -131,6 +131,9 @@ def build(
             "HOST/REPOSITORY:TAG; the workspace's by default.",
         ),
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="python, or spark-py: with PySpark, on a base with a Java runtime.")
+    ] = "python",
     builder: Annotated[
         str, typer.Option(help="oci, in process; or docker, for steps that an engine must run.")
     ] = "oci",
@@ -186,6 +189,7 @@ def build(
         base=base or workspace.settings.image.default_base,
         messages=messages,
         golden=golden,
+        runtime=runtime,
         builder=builder,
         docker_file=docker_file,
         upgrade=upgrade,

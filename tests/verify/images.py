@@ -7,6 +7,7 @@ times. Prints a line for each, and with `--output FILE` writes them there.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    # A shell's background job has it ignored, and would hand that on to the builds that are to be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     lines = []
     for run in (
         reproducible,

@@ -73,7 +73,21 @@ class TestLook:
             "libc": "glibc",
             "libc_version": "2.36",
             "architecture": "amd64",
+            "java": "",
+            "pyspark": False,
         }
+
+    def test_java_is_found_by_its_home_and_pyspark_among_the_packages(self, workspace: Workspace) -> None:
+        files = {
+            **base_files(),
+            "usr/lib/jvm/default-java": b"->java-17",
+            "usr/lib/jvm/java-17/bin/java": elf(),
+            "usr/lib/python3/dist-packages/pyspark/__init__.py": b"",
+        }
+        env = ("JAVA_HOME=/usr/lib/jvm/default-java",)
+        workspace.store.tag("edgewright-base/jre", put_base(workspace.store, {"amd64": [files]}, env))
+        found = find(workspace, "jre")[AMD64].python
+        assert (found.java, found.pyspark) == ("/usr/lib/jvm/default-java/bin/java", True)
 
     def test_links_through_folders_are_followed(self, workspace: Workspace, tmp_path: Path) -> None:
         files = {

@@ -496,7 +496,7 @@ class TestOriginalApi:
             with pytest.raises(EdgewrightError, match=message):
                 ContainerImage.create(workspace, "digits", [given], config)  # type: ignore[list-item]
         spark = replace(config, runtime="spark-py")
-        with pytest.raises(UsageError, match="runtime spark-py needs a base with PySpark"):
+        with pytest.raises(UsageError, match="runtime spark-py needs a base with a Java runtime"):
             ContainerImage.create(workspace, "digits", [model], spark)
 
     def test_at_least_one_model(
