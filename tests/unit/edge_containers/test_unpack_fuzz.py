@@ -7,7 +7,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,40 +23,46 @@ from edge_contracts.image_ref import ImageDigest
 
 SECRET = b"of the host, outside"
 # `scripts/verify transfer` asks for some thousands.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 LIMITS = UnpackLimits(total_bytes=1 << 20, entries=200)
 
 SEGMENTS = st.sampled_from(
     ["a", "b", "c", "..", ".", "", ".wh.a", ".wh..wh..opq", "é", "x" * 300, "outside", "a\n", "\0", "con"]
 )
-NAMES = st.one_of(
+PLAIN = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
+WILD = st.one_of(
     st.lists(SEGMENTS, min_size=1, max_size=5).map("/".join),
     st.lists(SEGMENTS, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts)),
     st.text(max_size=20),
 )
-TYPES = st.sampled_from(
-    [
-        tarfile.REGTYPE,
-        tarfile.AREGTYPE,
-        tarfile.LNKTYPE,
-        tarfile.SYMTYPE,
-        tarfile.CHRTYPE,
-        tarfile.BLKTYPE,
-        tarfile.DIRTYPE,
-        tarfile.FIFOTYPE,
-        tarfile.CONTTYPE,
-        b"V",
-        b"Z",
-    ]
-)
+CLIMBS = st.builds(lambda count, rest: "../" * count + rest, st.integers(0, 4), PLAIN)
+LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE]
+USUAL_TYPES = [tarfile.REGTYPE, tarfile.DIRTYPE, *LINKS]
+ODD_TYPES = [
+    tarfile.AREGTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.CONTTYPE,
+    b"V",
+    b"Z",
+]
+USUAL_MODES = [0o644, 0o755, 0o000, 0o777, 0o1777]
+ODD_MODES = [0o4755, 0o2755, 0o6777]
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
-    member = tarfile.TarInfo(draw(NAMES))
-    member.type = draw(TYPES)
-    member.linkname = draw(NAMES)
-    member.mode = draw(st.sampled_from([0o644, 0o755, 0o000, 0o777, 0o4755, 0o2755, 0o6777, 0o1777]))
+def entries(
+    draw: st.DrawFn,
+    names: st.SearchStrategy[str] = WILD,
+    links: st.SearchStrategy[str] = WILD,
+    types: Sequence[bytes] = (*USUAL_TYPES, *ODD_TYPES),
+    modes: Sequence[int] = (*USUAL_MODES, *ODD_MODES),
+) -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(draw(names))
+    member.type = draw(st.sampled_from(types))
+    member.linkname = draw(links)
+    member.mode = draw(st.sampled_from(modes))
     member.uid = member.gid = draw(st.sampled_from([0, 1000, 1 << 20]))
     content = draw(st.binary(max_size=40)) if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else b""
     member.size = len(content)
@@ -103,8 +109,24 @@ def check_tree(root: Path) -> None:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(entries(), max_size=8))
+@given(st.lists(entries(), max_size=5))
 def test_any_entries_stay_inside_or_are_refused(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    check_members(members)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(entries(PLAIN, CLIMBS, LINKS, USUAL_MODES), min_size=1, max_size=3))
+def test_links_stay_inside_however_they_climb(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    check_members(members)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(entries(PLAIN, CLIMBS, USUAL_TYPES, USUAL_MODES), min_size=2, max_size=6))
+def test_entries_never_run_through_links(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    check_members(members)
+
+
+def check_members(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     try:
         raw = tar_of(members)
     except (ValueError, UnicodeError):
