@@ -438,6 +438,34 @@ def test_manifest_from_image_to_desired_properties(user: User, manifest: Path, p
     assert "next: edgewright device show edge-1" in late.err
 
 
+def test_exported_manifest_is_what_was_applied(user: User, manifest: Path) -> None:
+    user.run("device", "create", "edge-9")
+    empty = user.fail("manifest", "export", "--device", "edge-9", says=("has no deployment",))
+    assert "next: edgewright manifest apply FILE --device edge-9" in empty.err
+    user.run("manifest", "apply", "m.json", "--device", "edge-9")
+    user.run("manifest", "diff", "m.json", "--device", "edge-9")
+    printed = user.run("manifest", "export", "--device", "edge-9")
+    [hidden] = printed.document["modulesContent"]["$edgeAgent"]["properties.desired"]["runtime"]["settings"][
+        "registryCredentials"
+    ].values()
+    assert hidden["password"] == "***"
+    user.run("manifest", "export", "--device", "edge-9", "--output-file", "exported.json")
+    assert (user.folder / "exported.json").stat().st_mode & 0o777 == 0o600
+    user.run("manifest", "diff", "m.json", "exported.json")
+    document = json.loads(manifest.read_text())
+    document["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["scorer"]["version"] = "9"
+    user.write("other.json", document)
+    found = user.run("manifest", "diff", "other.json", "--device", "edge-9", "--json", code=1).document
+    assert [(row["path"], row["after"]) for row in found] == [("modules.scorer.version", "9")]
+    user.fail("manifest", "diff", "m.json", "--device", "nobody", code=2, says=("nobody",))
+
+
+def test_embedded_hub_says_that_it_has_no_automatic_deployments(user: User, manifest: Path) -> None:
+    condition = ("--target-condition", "tags.site='north'", "--priority", "10")
+    done = user.fail("manifest", "apply", "m.json", *condition, says=("serves no automatic deployments",))
+    assert "next: edgewright manifest apply FILE --device DEVICE" in done.err
+
+
 def test_printed_manifest_hides_passwords_and_is_not_applied_by_mistake(user: User, pushed: ImageRef) -> None:
     printed = user.run("manifest", "generate", "digits:1")
     assert "--output-file FILE" in printed.err
