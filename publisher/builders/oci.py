@@ -128,7 +128,7 @@ class OciBuilder:
                 pool.submit(
                     self._dependencies,
                     request,
-                    _environment(request, bases.get(platform)),
+                    needed_environment(request, bases.get(platform)),
                     platform,
                     _subfolder(work, platform),
                 )
@@ -291,7 +291,7 @@ def _licences(name: str) -> list[Path]:
     return sorted(Path(str(each.locate())) for each in listed if each.name.upper().startswith("LICENSE"))
 
 
-def _environment(request: BuildRequest, base: BaseImage | None) -> Environment:
+def needed_environment(request: BuildRequest, base: BaseImage | None) -> Environment:
     """What is to be installed: PySpark too, where the runtime is Spark's and the base has none.
 
     Raises:

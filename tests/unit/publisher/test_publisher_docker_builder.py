@@ -1,4 +1,4 @@
-"""The Docker builder without an engine: its Dockerfiles, its context, its reading of what an engine says."""
+"""The Docker builder without an engine: its Dockerfiles, its context, what an engine says; and what Spark needs of a base."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pytest
 from publisher_workspaces import make_runtime_wheels, make_workspace, write_score
 
 from edge_containers.image_model import Platform
+from publisher.bases.base import BaseImage
+from publisher.bases.look import BasePython
+from publisher.bases.sources import BroughtBase
 from publisher.build_request import BuildRequest, check_request
 from publisher.builders.docker import (
     CONDA_FILE,
@@ -22,9 +25,10 @@ from publisher.builders.docker import (
     stream_lines,
     write_context,
 )
+from publisher.builders.oci import needed_environment
 from publisher.conda_file import read_conda
 from publisher.environments import Environment
-from publisher.errors import CondaPackageError, EngineError, UsageError
+from publisher.errors import BaseImageError, CondaPackageError, EngineError, UsageError
 from publisher.models import Model
 
 CONDA = """\
@@ -119,3 +123,32 @@ def test_no_engine_is_said_with_its_address(monkeypatch: pytest.MonkeyPatch, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+class TestSpark:
+    def test_it_needs_a_base_with_java(self, request_: BuildRequest) -> None:
+        with pytest.raises(UsageError, match="needs a base with a Java runtime") as caught:
+            check_request(replace(request_, runtime="spark-py"))
+        assert caught.value.next_command == "edgewright image base create --with-jre"
+        with pytest.raises(UsageError, match="runtime must be python or spark-py, not 'r'"):
+            check_request(replace(request_, runtime="r"))
+        based = replace(request_, runtime="spark-py", base="bookworm")
+        check_request(based)
+        with pytest.raises(BaseImageError, match="has no Java runtime"):
+            needed_environment(based, self.base())
+
+    def test_pyspark_is_installed_unless_the_base_has_it_or_it_is_asked_for(
+        self, request_: BuildRequest
+    ) -> None:
+        based = replace(request_, runtime="spark-py", base="bookworm")
+        usual = based.scoring_environment.requirements
+        assert set(needed_environment(based, self.base("/usr/bin/java")).requirements) == {*usual, "pyspark"}
+        assert needed_environment(based, self.base("/usr/bin/java", pyspark=True)).requirements == usual
+        asked = replace(based, environment=Environment(("pyspark==3.5.1",), "3.11"))
+        found = needed_environment(asked, self.base("/usr/bin/java")).requirements
+        assert [each for each in found if "pyspark" in each] == ["pyspark==3.5.1"]
+
+    @staticmethod
+    def base(java: str = "", *, pyspark: bool = False) -> BaseImage:
+        python = BasePython("/usr/bin/python3", "3.11", "glibc", "2.36", "amd64", java, pyspark)
+        return BaseImage(Platform.parse("linux/amd64"), BroughtBase("bookworm@sha256:1", ()), python)
