@@ -30,6 +30,7 @@ class Field(IntEnum):
     BEAT = 1  # monotonic seconds of the last sign of life
     LENIENT_UNTIL = 2  # silence before this time is expected
     REPLACED = 3  # how often the supervisor has put a new worker here
+    STARVED = 4  # seconds that its threads had waited for a processor at the last sign of life
     FIRST_COUNTER = 8
 
 
@@ -45,6 +46,18 @@ class Board:
 
     def row(self, worker: int) -> memoryview[float]:
         return self._numbers[worker * _ROW : (worker + 1) * _ROW]
+
+
+def starved_s(process: int) -> float:
+    """Seconds that the threads of a process were ready to run and had no processor; 0 where the kernel does not count."""
+    waited_ns = 0
+    try:
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123 - no pathlib here
+                waited_ns += int(file.read().split()[1])
+    except (OSError, IndexError):  # a thread may end meanwhile, and then little was counted
+        pass
+    return waited_ns / 1e9
 
 
 class Seat:
@@ -85,6 +98,7 @@ class Seat:
         os.kill(self._supervisor, signal.SIGUSR2)
 
     def beat(self) -> None:
+        self._row[Field.STARVED] = starved_s(os.getpid())
         self._row[Field.BEAT] = time.monotonic()
 
     def expect_silence(self, seconds: float) -> None:

@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .seat import Board, Field, Seat
+from .seat import Board, Field, Seat, starved_s
 from .signals import EarlySignals
 
 GRACE_S = 0.5
@@ -222,8 +222,10 @@ class Supervisor:
         for process, number in self._seats.items():
             row = self._board.row(number)
             if row[Field.READY]:
-                heard = max(row[Field.BEAT], row[Field.LENIENT_UNTIL], self._awake_since)
-                found.append((process, number, now - heard))
+                quiet_s = now - max(row[Field.BEAT], row[Field.LENIENT_UNTIL], self._awake_since)
+                if quiet_s > self._silence_s:  # others may have had the processors; that is no silence
+                    quiet_s -= max(0.0, starved_s(process) - row[Field.STARVED])
+                found.append((process, number, quiet_s))
         return found
 
     # ---- the end ----

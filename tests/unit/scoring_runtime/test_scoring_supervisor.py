@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,32 @@ def test_a_stopped_worker_is_replaced_and_a_request_that_waited_is_answered(tmp_
         os.kill(first, signal.SIGSTOP)
         # Accepted by the kernel, not by the frozen worker: it waits in the queue that the supervisor keeps open.
         assert server.score(1).json() != first
+
+
+def test_a_worker_that_others_keep_from_running_is_not_silent(tmp_path: Path) -> None:
+    with start(tmp_path, SCORING_TIMEOUT_MS=str(TIMEOUT_MS)) as server:
+        first = server.score(1).json()
+        with starved(first):
+            time.sleep(3.0)
+        assert server.score(1).json() == first
+        assert "supervisor" not in server.log
+
+
+@contextmanager
+def starved(process: int) -> Iterator[None]:
+    """The process gets next to nothing of its one processor, which another one has."""
+    threads = [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    (processor,) = list(os.sched_getaffinity(0))[:1]
+    greedy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(greedy.pid, {processor})
+        for thread in threads:
+            os.sched_setaffinity(thread, {processor})
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        yield
+    finally:
+        greedy.kill()
+        greedy.wait()
 
 
 def test_silence_within_the_time_that_run_has_is_no_failure(tmp_path: Path) -> None:
