@@ -449,6 +449,7 @@ class Agent:
                 next_command="edgewright manifest apply FILE --device DEVICE",
             )
         self._import = asyncio.create_task(self._apply(Path(str(request["path"]))), name="apply")
+        self._import.add_done_callback(_log_apply)
         return {}
 
     async def _apply(self, path: Path) -> LocalRelease:
@@ -508,6 +509,11 @@ class Agent:
         properties = {str(key): str(value) for key, value in dict(request.get("properties") or {}).items()}
         message = Message(body=body, content_type=request.get("contentType"), properties=properties)
         return {"endpoints": await self._local_hub.publish_local(message)}
+
+
+def _log_apply(work: asyncio.Task[LocalRelease]) -> None:
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.warning("nothing was applied: %s", error)
 
 
 def _log_refusal(module: str, desired: Desired, reason: str) -> None:

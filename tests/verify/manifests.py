@@ -15,7 +15,7 @@ TESTS = (
 
 def main() -> int:
     """Run the tests that CI runs with fewer manifests; a skip for want of the schemas is a failure here."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "--timeout=1800", *TESTS]
     done = subprocess.run(
         command,
         env={**os.environ, "EDGEWRIGHT_MANIFESTS": COUNT},
