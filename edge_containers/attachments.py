@@ -86,15 +86,32 @@ def push_attachments(client: RegistryClient, store: ContentStore, image: Descrip
     """Send what the store has about an image that the repository has; returns the bytes sent."""
     sent = 0
     for subject in _walk(store, image):
-        fresh = [each for each in attachments(store, subject) if not _has(client, repository, each.digest)]
-        sent += sum(client.push_image(store, each, repository).bytes_sent for each in fresh)
-        if fresh and client.get_referrers(repository, subject) is None:
-            sent += _update_fallback(client, repository, subject, [_entry(store, each) for each in fresh])
+        sent += _push_referrers(client, store, subject, repository)
         for suffix in COSIGN_SUFFIXES:
             tag = f"{_tag(subject)}{suffix}"
             named = store.resolve(tag)
             if named is not None and client.head_manifest(repository, tag) is None:
                 sent += client.push_image(store, named, repository, tag).bytes_sent
+    return sent
+
+
+def _push_referrers(
+    client: RegistryClient, store: ContentStore, subject: ImageDigest, repository: str
+) -> int:
+    """Send those that the registry does not list: one that is there unlisted was left so by a broken push."""
+    kept = attachments(store, subject)
+    if not kept:
+        return 0
+    by_api = client.get_referrers(repository, subject)
+    listed = by_api if by_api is not None else _fallback(client, repository, subject)
+    digests = {entry["digest"] for entry in listed}
+    missing = [each for each in kept if str(each.digest) not in digests]
+    sent = sum(client.push_image(store, each, repository).bytes_sent for each in missing)
+    if missing and by_api is None:
+        merged = _merged(listed, [_entry(store, each) for each in missing])
+        data = canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": merged})
+        client.push_manifest(repository, _tag(subject), data, OCI_INDEX)
+        sent += len(data)
     return sent
 
 
@@ -161,10 +178,6 @@ def _pull_tag(
     return 1
 
 
-def _has(client: RegistryClient, repository: str, digest: ImageDigest) -> bool:
-    return client.head_manifest(repository, digest) is not None
-
-
 def _remote(client: RegistryClient, repository: str, subject: ImageDigest) -> list[dict[str, Any]]:
     by_api = client.get_referrers(repository, subject)
     return by_api if by_api is not None else _fallback(client, repository, subject)
@@ -176,15 +189,6 @@ def _fallback(client: RegistryClient, repository: str, subject: ImageDigest) -> 
     except RegistryNotFoundError:
         return []
     return _entries(data, f"referrers of {subject} in repository '{repository}'")
-
-
-def _update_fallback(
-    client: RegistryClient, repository: str, subject: ImageDigest, entries: list[dict[str, Any]]
-) -> int:
-    merged = _merged(_fallback(client, repository, subject), entries)
-    data = canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": merged})
-    client.push_manifest(repository, _tag(subject), data, OCI_INDEX)
-    return len(data)
 
 
 def _list(store: ContentStore, subject: ImageDigest, entries: list[dict[str, Any]]) -> None:

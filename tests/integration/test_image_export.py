@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 from docker_engine import DockerEngine
-from registry_images import PLATFORMS, put_image
+from registry_images import PLATFORMS, make_tar, put_image
 
 from edge_containers.errors import PlatformNotFoundError
 from edge_containers.image_archive import add_images, platform_manifest, read_manifest
-from edge_containers.image_model import Descriptor, Platform
+from edge_containers.image_model import (
+    OCI_CONFIG,
+    OCI_LAYER_TAR,
+    OCI_MANIFEST,
+    Descriptor,
+    ImageConfig,
+    ImageManifest,
+    Platform,
+)
 from edge_containers.store import ContentStore
+from edge_contracts.image_ref import ImageDigest
 
 LAYERS = {"etc/one": b"one", "etc/two": b"two" * 1000}
 
@@ -42,6 +51,23 @@ def test_docker_loads_every_name_of_the_file(
     for name in ("export-test/digits:7", "export-test/one:1"):
         assert docker_engine.run("image", "inspect", "--format", "{{.Id}}", name) == str(config)
     docker_engine.run("rmi", "export-test/digits:7", "export-test/one:1")
+
+
+def test_docker_loads_a_layer_that_is_not_compressed(
+    store: ContentStore, docker_engine: DockerEngine, tmp_path: Path
+) -> None:
+    """Model layers go as they are when compressing them does not pay."""
+    raw = make_tar({"model": b"weights" * 500})
+    layer = store.put_bytes(raw).describe(OCI_LAYER_TAR)
+    config = ImageConfig(PLATFORMS[0], (ImageDigest.of(raw),))
+    config_blob = store.put_bytes(config.to_bytes()).describe(OCI_CONFIG)
+    manifest = store.put_bytes(ImageManifest(config_blob, (layer,)).to_bytes()).describe(OCI_MANIFEST)
+    path = write(store, tmp_path / "plain.tar", {"export-test/plain:1": manifest})
+    docker_engine.run("load", "-i", str(path))
+    assert docker_engine.run("image", "inspect", "--format", "{{.Id}}", "export-test/plain:1") == str(
+        config_blob.digest
+    )
+    docker_engine.run("rmi", "export-test/plain:1")
 
 
 def test_skopeo_reads_one_platform_and_all_with_their_digests(store: ContentStore, tmp_path: Path) -> None:

@@ -255,6 +255,22 @@ def test_signatures_of_both_kinds_travel_and_stay_valid(
     assert [each["digest"] for each in json.loads(listed)["manifests"]] == [str(bundle.digest)]
 
 
+def test_an_attachment_that_a_broken_push_left_unlisted_is_listed_by_the_next(
+    workspace: Workspace, debian: RunningRegistry, tmp_path: Path
+) -> None:
+    image = build(workspace)
+    image.sbom()
+    with client(debian) as there:
+        there.push_image(workspace.store, image.descriptor, "digits")
+        for manifest in manifests_of(workspace.store, image.descriptor):
+            for each in attachments(workspace.store, manifest.digest):
+                there.push_image(workspace.store, each, "digits")
+    pushed = image.push(debian.address, credentials=CREDENTIALS)
+    pulled = pull(make_workspace(tmp_path / "there", tmp_path), pushed.location)
+    for manifest in manifests_of(workspace.store, image.descriptor):
+        assert len(attachments(pulled.workspace.store, manifest.digest, CYCLONEDX)) == 1
+
+
 def sign_as_cosign_does(client: RegistryClient, folder: Path, repository: str, image: Image) -> None:
     """Cosign's signature as its specification has it: a manifest under `sha256-HEX.sig` with the payload as a layer."""
     store = ContentStore(folder)
