@@ -22,6 +22,9 @@ from publisher.image_transfer import Access
 from publisher.images import Image
 
 PASSWORD = "correct-horse"
+# What one fault may end in, beside success: half a document, and a token refused right after it was got, which a
+# client must take for too few rights.
+ERRORS = {"whole", "digest-mismatch", "image-format", "registry-auth"}
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +63,10 @@ def sweep(registry: TokenRegistry, image: Image, tmp_path: Path) -> Iterator[Swe
 def test_every_request_of_a_push_may_fail(sweep: Sweep) -> None:
     outcomes = sweep_push(sweep, Fault, every=False)
     assert sum(outcomes.values()) >= 25, outcomes
-    assert set(outcomes) <= {"whole", "digest-mismatch", "image-format"}, outcomes
+    assert set(outcomes) <= ERRORS and outcomes["whole"] >= sum(outcomes.values()) - 4, outcomes
 
 
 def test_every_request_of_a_pull_may_fail(sweep: Sweep) -> None:
     outcomes = sweep_pull(sweep, Fault, every=False)
     assert sum(outcomes.values()) >= 12, outcomes
-    assert set(outcomes) <= {"whole", "digest-mismatch", "image-format"}, outcomes
+    assert set(outcomes) <= ERRORS and outcomes["whole"] >= sum(outcomes.values()) - 4, outcomes
