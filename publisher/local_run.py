@@ -140,6 +140,7 @@ def _ask(address: Address, method: str, path: str, body: bytes | None, timeout_s
 
 
 def _failed(runtime: ProcessRuntime, module: RunningModule, image: Image, how: str) -> LocalRunError:
+    runtime.stop(module.name, _INSTANCE)  # what it printed last is in the log once it has ended
     log = runtime.logs(module.name, _SHOWN_LOG_LINES).strip()
     printed = f"; it printed:\n{log}" if log else ""
     return LocalRunError(f"image {image.id} {how}{printed}", where=image.id)
