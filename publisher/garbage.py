@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from edge_containers.attachments import forget_orphans
 from edge_contracts.image_ref import ImageDigest
 from publisher.builders.layer import LayerCache
@@ -13,6 +15,9 @@ STORE_LOCK = "store"
 
 LAYER_CACHE = "layers"
 
+# Bases are tagged `edgewright-base/NAME`.
+_IMAGE_TAG = re.compile(r"[^/:]+:\d+")
+
 
 def collect_garbage(workspace: Workspace) -> int:
     """Remove unused blobs; returns the bytes freed.
@@ -21,6 +26,7 @@ def collect_garbage(workspace: Workspace) -> int:
     """
     try:
         with workspace.lock(STORE_LOCK, timeout_s=0):
+            _forget_unlisted_tags(workspace)
             keep = _models(workspace)
             forget_orphans(workspace.store, keep)
             freed = workspace.store.collect_garbage(keep=keep)
@@ -28,6 +34,16 @@ def collect_garbage(workspace: Workspace) -> int:
             return freed
     except BusyError:
         return 0
+
+
+def _forget_unlisted_tags(workspace: Workspace) -> None:
+    """A build that ends between naming its image in the store and in the database leaves a tag that nobody lists."""
+    with workspace.database.read() as db:
+        rows = db.execute("SELECT name, version FROM images").fetchall()
+    listed = {f"{row['name']}:{row['version']}" for row in rows}
+    for tag in workspace.store.tags():
+        if _IMAGE_TAG.fullmatch(tag) and tag not in listed:
+            workspace.store.untag(tag)
 
 
 def _models(workspace: Workspace) -> list[ImageDigest]:
