@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "integration")]
 
-FUZZ_EXAMPLES = "3000"
+FUZZ_EXAMPLES = "1000"
 PASSWORD = "correct-horse"
 
 
