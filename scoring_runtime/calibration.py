@@ -28,7 +28,7 @@ PROVEN_AFTER = 1024
 # Linux counts for each thread; elsewhere a process's own numbers make slow calls count as slow.
 _THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 # Answers of one turn are held back this long at most, so that several are written together.
-WRITE_EVERY_S = 500e-6
+WRITE_EVERY_S = 2e-3
 # A lone run may hold up the loop, and so a health answer, this long: it saves the hand-off.
 LONE_INLINE_S = 20e-3
 # Larger bodies are parsed in a thread, whatever the run takes: 64 KiB of JSON is about 0.3 ms.
@@ -60,18 +60,20 @@ class Placement:
         """To be taken before calls in the event loop; one for several that follow each other."""
         return LoopWatch(counts=not self._settled)
 
-    def saw_in_loop(self, watch: LoopWatch) -> None:
-        """A call in the event loop has ended."""
-        seconds = watch.lap()
+    def saw_slow(self, watch: LoopWatch) -> None:
+        """The lap that ended took longer than SLOW_S."""
         if self._settled:
             return
-        self._calls += 1
-        if seconds > SLOW_S:
-            self._slow_s += watch.own_part(seconds)
-            if self._slow_s > DEMOTE_S:
-                self._promote_after = min(self._promote_after * 2, _MOST_PROMOTE_AFTER)
-                self._start(inline=False)
-                return
+        self._slow_s += watch.own_part()
+        if self._slow_s > DEMOTE_S:
+            self._promote_after = min(self._promote_after * 2, _MOST_PROMOTE_AFTER)
+            self._start(inline=False)
+
+    def saw_in_loop(self, calls: int) -> None:
+        """So many calls have ended in the event loop, slow ones included."""
+        if self._settled or not self.inline:
+            return
+        self._calls += calls
         if self._calls >= PROVEN_AFTER:
             self._promote_after = PROMOTE_AFTER
             self._start(inline=True)
@@ -99,24 +101,26 @@ class LoopWatch:
     Asking the kernel costs as much as a part of a short call, so it is asked once at first and then only after a long one.
     """
 
-    __slots__ = ("_processor_s", "_waits", "last", "started")
+    __slots__ = ("_lap_s", "_processor_s", "_started", "_waits", "last")
 
     def __init__(self, *, counts: bool) -> None:
         self._processor_s, self._waits = _thread_use() if counts else (0.0, 0)
-        self.started = self.last = time.perf_counter()
+        self._lap_s = 0.0
+        self._started = self.last = time.perf_counter()
 
     def lap(self) -> float:
         """Seconds since the last lap."""
         before, self.last = self.last, time.perf_counter()
-        return self.last - before
+        self._lap_s = self.last - before
+        return self._lap_s
 
-    def own_part(self, seconds: float) -> float:
-        """What the last lap of `seconds` computed or waited for by itself."""
+    def own_part(self) -> float:
+        """What the last lap computed or waited for by itself."""
         processor_s, waits = _thread_use()
         if waits != self._waits:
-            return seconds
-        taken_s = (self.last - self.started) - (processor_s - self._processor_s)
-        return max(0.0, seconds - taken_s)
+            return self._lap_s
+        taken_s = (self.last - self._started) - (processor_s - self._processor_s)
+        return max(0.0, self._lap_s - taken_s)
 
 
 def _thread_use() -> tuple[float, int]:

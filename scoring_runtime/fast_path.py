@@ -20,7 +20,7 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,12 +29,12 @@ from .calibration import (
     INLINE_BODY_BYTES,
     INLINE_OCTETS_BYTES,
     LONE_INLINE_S,
+    SLOW_S,
     WRITE_EVERY_S,
     Calibration,
-    LoopWatch,
     Placement,
 )
-from .data_plane import DataPlane, Outcome, ScoringReply, ScoringRequest
+from .data_plane import DataPlane, Outcome, ScoringReply, request_label
 from .errors import BusyError
 from .head_memo import Head, HeadMemo
 from .json_codec import encode
@@ -65,9 +65,11 @@ class Connection(Protocol):
 
 
 class Call:
-    """One request between its arrival and its answer."""
+    """One request between its arrival and its answer; scorers read it as a `ScoringRequest`, of which it makes no copy."""
 
     __slots__ = ("body", "connection", "given_id", "head")
+    method = "POST"
+    target = "/score"
 
     def __init__(
         self, connection: Connection, head: Head, given_id: str | None, body: bytes | memoryview
@@ -82,17 +84,26 @@ class Call:
         return self.head.content_type
 
     @property
+    def request_id(self) -> str:
+        if self.given_id is None:
+            self.given_id = new_request_id()
+        return self.given_id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.head.headers_with(self.request_id)
+
+    @property
+    def label(self) -> str:
+        return request_label(self.request_id, self.headers)
+
+    @property
     def is_small(self) -> bool:
         """Whether reading the body takes no longer than a short run; octets are taken as they lie."""
         return len(self.body) <= (INLINE_OCTETS_BYTES if self.head.has_octets else INLINE_BODY_BYTES)
 
-    def request(self) -> ScoringRequest:
-        self.given_id = self.given_id or new_request_id()
-        head = self.head
-        return ScoringRequest(self.body, head.content_type, self.given_id, head.headers_with(self.given_id))
-
     def id_headers(self) -> bytes:
-        return self.head.id_headers(self.given_id or new_request_id())
+        return self.head.id_headers(self.given_id or self.request_id)
 
 
 class FastScore:
@@ -185,19 +196,38 @@ class FastScore:
                 self._place(call)
 
     def _run_in_order(self, calls: list[Call]) -> None:
-        """Answers are written some at a time: the first one may wake its reader, the others then find it awake."""
-        watch = self._placement.watch()
+        done = 0
+        if self._pool.try_enter():
+            done = self._run_entered(calls)
+            self._pool.leave()
+        for call in calls[done:]:
+            self._hand_over(call)
+
+    def _run_entered(self, calls: list[Call]) -> int:
+        """How many were seen to: all of them, unless they turn out to be long.
+
+        Answers are written some at a time: the first one may wake its reader, the others then find it awake.
+        """
+        placement, score = self._placement, self._plane.score
         answers: list[tuple[Call, ScoringReply]] = []
-        written = watch.started
+        watch = placement.watch()
+        written, done = watch.last, 0
         for call in calls:
-            if not (self._placement.inline and call.is_small and self._pool.try_enter()):
+            done += 1
+            if not call.is_small:
                 self._hand_over(call)
                 continue
-            answers.append((call, self._run_entered(call, watch)))
+            answers.append((call, score(call)))
+            if watch.lap() > SLOW_S:
+                placement.saw_slow(watch)
             if watch.last - written > WRITE_EVERY_S:
                 _write(answers)
                 written = watch.last
+                if not placement.inline:
+                    break
         _write(answers)
+        placement.saw_in_loop(done)
+        return done
 
     def _place(self, call: Call) -> None:
         if self._placement.inline and call.is_small and self._pool.try_enter():
@@ -206,19 +236,17 @@ class FastScore:
             self._hand_over(call)
 
     def _run_here(self, call: Call) -> None:
-        call.connection.answer(call, self._run_entered(call, self._placement.watch()))
-
-    def _run_entered(self, call: Call, watch: LoopWatch) -> ScoringReply:
         """The caller has entered the pool."""
-        try:
-            reply = self._plane.score(call.request())
-        finally:
-            self._pool.leave()
-        self._placement.saw_in_loop(watch)
-        return reply
+        watch = self._placement.watch()
+        reply = self._plane.score(call)
+        self._pool.leave()
+        if watch.lap() > SLOW_S:
+            self._placement.saw_slow(watch)
+        self._placement.saw_in_loop(1)
+        call.connection.answer(call, reply)
 
     def _hand_over(self, call: Call) -> None:
-        run = _HandedOver(self._plane, call.request())
+        run = _HandedOver(self._plane, call)
         try:
             future = self._pool.submit(run)
         except BusyError as error:
@@ -252,24 +280,27 @@ class FastScore:
             )
             return
         run.given_up = True
-        call.connection.answer(call, self._plane.timed_out(run.request))
+        call.connection.answer(call, self._plane.timed_out(call))
 
 
 def _write(answers: list[tuple[Call, ScoringReply]]) -> None:
     for call, reply in answers:
-        call.connection.answer(call, reply)
+        if reply.outcome is Outcome.OK and reply.rendered is None and reply.run_s is not None:
+            call.connection.answer_ok(call, _START % (reply.run_s * 1000), reply.body)
+        else:
+            call.connection.answer(call, reply)
     answers.clear()
 
 
 class _HandedOver:
     """One scoring in a worker thread; its time runs from where the thread takes it, not while it waits."""
 
-    __slots__ = ("_plane", "_started", "given_up", "processor_s", "request", "seconds", "timer")
+    __slots__ = ("_call", "_plane", "_started", "given_up", "processor_s", "seconds", "timer")
 
-    def __init__(self, plane: DataPlane, request: ScoringRequest) -> None:
+    def __init__(self, plane: DataPlane, call: Call) -> None:
         self._plane = plane
         self._started: float | None = None
-        self.request = request
+        self._call = call
         self.seconds = self.processor_s = 0.0
         self.given_up = False
         self.timer: asyncio.TimerHandle | None = None
@@ -277,7 +308,7 @@ class _HandedOver:
     def __call__(self) -> ScoringReply:
         self._started = started = time.monotonic()
         processor_s = time.thread_time()
-        reply = self._plane.score(self.request)
+        reply = self._plane.score(self._call)
         self.processor_s = time.thread_time() - processor_s
         self.seconds = time.monotonic() - started
         return reply

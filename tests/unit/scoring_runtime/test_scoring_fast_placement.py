@@ -36,18 +36,14 @@ def load(file: Path) -> OnnxModel:
     return OnnxModel.load(file, threads=1, count_non_finite=lambda values: None)
 
 
-class Lap:
-    """A call in the event loop as a `LoopWatch` tells it: how long it took, and how much of that was its own."""
+class Lap(LoopWatch):
+    """A call in the event loop as a watch tells it: how much of it was its own."""
 
-    started = last = 0.0
+    def __init__(self, own_s: float) -> None:
+        super().__init__(counts=False)
+        self._own_s = own_s
 
-    def __init__(self, seconds: float, own_s: float | None = None) -> None:
-        self._seconds, self._own_s = seconds, seconds if own_s is None else own_s
-
-    def lap(self) -> float:
-        return self._seconds
-
-    def own_part(self, seconds: float) -> float:
+    def own_part(self) -> float:
         return self._own_s
 
 
@@ -62,13 +58,13 @@ def promoted() -> Placement:
 
 def test_a_script_of_short_calls_is_promoted_and_demoted_at_the_first_that_holds_up_the_loop() -> None:
     placement = promoted()
-    placement.saw_in_loop(Lap(DEMOTE_S * 1.1))
+    placement.saw_slow(Lap(DEMOTE_S * 1.1))
     assert not placement.inline
 
 
 def test_after_a_demotion_it_must_be_short_for_twice_as_many_calls() -> None:
     placement = promoted()
-    placement.saw_in_loop(Lap(DEMOTE_S * 1.1))
+    placement.saw_slow(Lap(DEMOTE_S * 1.1))
     for _ in range(2 * PROMOTE_AFTER):
         assert not placement.inline
         placement.saw_in_thread(SHORT_S, SHORT_S)
@@ -79,7 +75,7 @@ def test_slow_calls_add_up_to_a_demotion() -> None:
     placement = promoted()
     calls = 0
     while placement.inline:
-        placement.saw_in_loop(Lap(2 * SLOW_S))
+        placement.saw_slow(Lap(2 * SLOW_S))
         calls += 1
     assert (calls - 1) * 2 * SLOW_S <= DEMOTE_S < calls * 2 * SLOW_S
 
@@ -87,16 +83,15 @@ def test_slow_calls_add_up_to_a_demotion() -> None:
 def test_slow_calls_far_apart_are_forgotten() -> None:
     placement = promoted()
     for _ in range(20):
-        placement.saw_in_loop(Lap(2 * SLOW_S))
-        for _ in range(PROVEN_AFTER):
-            placement.saw_in_loop(Lap(SHORT_S))
+        placement.saw_slow(Lap(2 * SLOW_S))
+        placement.saw_in_loop(PROVEN_AFTER)
     assert placement.inline
 
 
 def test_time_that_others_took_is_not_the_scripts_fault() -> None:
     placement = promoted()
     for _ in range(100):
-        placement.saw_in_loop(Lap(DEMOTE_S, own_s=SHORT_S))
+        placement.saw_slow(Lap(SHORT_S))
     assert placement.inline
 
 
@@ -123,12 +118,13 @@ def test_computing_and_sleeping_are_a_calls_own() -> None:
     watch = LoopWatch(counts=True)
     time.sleep(0.02)
     slept_s = watch.lap()
-    assert watch.own_part(slept_s) == slept_s >= 0.02
+    assert watch.own_part() == slept_s >= 0.02
     watch = LoopWatch(counts=True)
     end = time.thread_time() + 0.02
     while time.thread_time() < end:
         pass
-    assert watch.own_part(watch.lap()) > 0.01
+    watch.lap()
+    assert watch.own_part() > 0.01
 
 
 def judged(runs: LoneRuns, seconds: float) -> int:
