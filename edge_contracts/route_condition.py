@@ -24,43 +24,34 @@ True
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final
 
 from edge_contracts.errors import ContractError
+from edge_contracts.expressions import (
+    ARITHMETIC,
+    DEPTH_LIMIT,
+    FUNCTIONS,
+    LITERALS,
+    UNDEFINED,
+    Apply,
+    Expression,
+    Operator,
+    Value,
+    ValueType,
+    concat,
+    fits,
+    logical_and,
+    logical_not,
+    logical_or,
+    negate,
+    type_of,
+    utf16_units,
+)
 from edge_contracts.messages import Message
 from edge_contracts.route_tokens import Token, tokenize
-
-DEPTH_LIMIT = 100
-"""Levels of nesting: a condition comes from a document, and both parser and evaluator recurse."""
-
-
-class Undefined(Enum):
-    """The value of what a message does not have."""
-
-    UNDEFINED = "undefined"
-
-
-UNDEFINED: Final = Undefined.UNDEFINED
-
-Value: TypeAlias = str | float | bool | Undefined | None
-"""A value of a condition; None is JSON's null."""
-
-
-class ValueType(Enum):
-    """The type of an expression, as far as it is known without a message; ANY is a member of the body."""
-
-    BOOLEAN = "boolean"
-    NUMBER = "number"
-    STRING = "string"
-    NULL = "null"
-    UNDEFINED = "undefined"
-    ANY = "any"
-
 
 _ORDER = (ValueType.BOOLEAN, ValueType.NUMBER, ValueType.STRING, ValueType.NULL)
 
@@ -131,30 +122,6 @@ def _child(value: Any, step: str | int) -> Any:
     return value[step] if isinstance(value, list) and step < len(value) else UNDEFINED
 
 
-class Expression(Protocol):
-    """A node of a condition."""
-
-    @property
-    def type(self) -> ValueType: ...
-
-    @property
-    def depth(self) -> int: ...
-
-    def evaluate(self, scope: Scope) -> Value: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """A constant."""
-
-    value: Value
-    type: ValueType
-    depth: int = 1
-
-    def evaluate(self, scope: Scope) -> Value:
-        return self.value
-
-
 @dataclass(frozen=True, slots=True)
 class Property:
     """`name`, `$name` or `{$name}`."""
@@ -184,20 +151,6 @@ class BodyMember:
     def evaluate(self, scope: Scope) -> Value:
         value = UNDEFINED if self.escaped else scope.application_property(self.name)
         return scope.body_member(self.path) if value is UNDEFINED else value
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """An operator or a function on its operands."""
-
-    name: str
-    compute: Callable[..., Value]
-    operands: tuple[Expression, ...]
-    type: ValueType
-    depth: int
-
-    def evaluate(self, scope: Scope) -> Value:
-        return self.compute(*(operand.evaluate(scope) for operand in self.operands))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,69 +192,11 @@ def parse_condition(text: str, *, where: str = "condition", twin_changes: bool =
     return condition
 
 
-# ---- values
-
-
-def _type_of(value: Value) -> ValueType:
-    if value is UNDEFINED:
-        return ValueType.UNDEFINED
-    if value is None:
-        return ValueType.NULL
-    if isinstance(value, bool):
-        return ValueType.BOOLEAN
-    return ValueType.STRING if isinstance(value, str) else ValueType.NUMBER
-
-
-def _defined(number: float) -> Value:
-    return UNDEFINED if math.isnan(number) else number
-
-
-def _units(text: str) -> bytes:
-    """UTF-16 units, whose order is the order of the bytes."""
-    return text.encode("utf-16-be", "surrogatepass")
-
-
-def _from_units(units: bytes) -> str:
-    return units.decode("utf-16-be", "surrogatepass")
-
-
-# ---- operators
-
-
-def _arithmetic(compute: Callable[[float, float], float]) -> Callable[[Value, Value], Value]:
-    def apply(left: Value, right: Value) -> Value:
-        if _type_of(left) is _type_of(right) is ValueType.NUMBER:
-            return _guarded(compute, left, right)
-        return UNDEFINED
-
-    return apply
-
-
-def _guarded(compute: Callable[..., float], *numbers: Value) -> Value:
-    """IEEE 754 where Python raises: an overflow is infinite, what has no value is not a number, hence undefined."""
-    try:
-        return _defined(float(compute(*numbers)))
-    except OverflowError:
-        return math.inf
-    except ValueError:
-        return UNDEFINED
-
-
-def _divide(left: float, right: float) -> float:
-    if right == 0:
-        return (
-            math.nan
-            if left == 0 or math.isnan(left)
-            else math.copysign(math.inf, left) * math.copysign(1, right)
-        )
-    return left / right
-
-
 def _sort_key(value: Value) -> tuple[int, Any]:
-    kind = _type_of(value)
+    kind = type_of(value)
     rank = _ORDER.index(kind)
     if isinstance(value, str):
-        return rank, _units(value)
+        return rank, utf16_units(value)
     return rank, 0 if value is None else value
 
 
@@ -314,54 +209,15 @@ def _comparison(holds: Callable[[Any, Any], bool]) -> Callable[[Value, Value], V
     return apply
 
 
-def _negate(value: Value) -> Value:
-    return -value if isinstance(value, float) else UNDEFINED
-
-
-def _not(value: Value) -> Value:
-    return not value if isinstance(value, bool) else UNDEFINED
-
-
-def _and(left: Value, right: Value) -> Value:
-    if left is False or right is False:
-        return False
-    return True if left is True and right is True else UNDEFINED
-
-
-def _or(left: Value, right: Value) -> Value:
-    if left is True or right is True:
-        return True
-    return False if left is False and right is False else UNDEFINED
-
-
 def _coalesce(left: Value, right: Value) -> Value:
     return right if left is UNDEFINED else left
-
-
-def _concat(*parts: Value) -> Value:
-    texts = [part for part in parts if isinstance(part, str)]
-    return "".join(texts) if len(texts) == len(parts) else UNDEFINED
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """A binary operator: higher `power` binds tighter; `operands` None means both of one type, whichever."""
-
-    power: int
-    operands: ValueType | None
-    result: ValueType | None
-    compute: Callable[[Value, Value], Value]
 
 
 _NUMBER, _STRING, _BOOLEAN = ValueType.NUMBER, ValueType.STRING, ValueType.BOOLEAN
 UNARY_POWER = 80
 OPERATORS: dict[str, Operator] = {
-    "*": Operator(70, _NUMBER, _NUMBER, _arithmetic(lambda left, right: left * right)),
-    "/": Operator(70, _NUMBER, _NUMBER, _arithmetic(_divide)),
-    "%": Operator(70, _NUMBER, _NUMBER, _arithmetic(math.fmod)),
-    "+": Operator(60, _NUMBER, _NUMBER, _arithmetic(lambda left, right: left + right)),
-    "-": Operator(60, _NUMBER, _NUMBER, _arithmetic(lambda left, right: left - right)),
-    "||": Operator(60, _STRING, _STRING, _concat),
+    **ARITHMETIC,
+    "||": Operator(60, _STRING, _STRING, concat),
     "<": Operator(50, None, _BOOLEAN, _comparison(lambda left, right: left < right)),
     "<=": Operator(50, None, _BOOLEAN, _comparison(lambda left, right: left <= right)),
     ">": Operator(50, None, _BOOLEAN, _comparison(lambda left, right: left > right)),
@@ -369,135 +225,12 @@ OPERATORS: dict[str, Operator] = {
     "=": Operator(40, None, _BOOLEAN, _comparison(lambda left, right: left == right)),
     "!=": Operator(40, None, _BOOLEAN, _comparison(lambda left, right: left != right)),
     "<>": Operator(40, None, _BOOLEAN, _comparison(lambda left, right: left != right)),
-    "AND": Operator(30, _BOOLEAN, _BOOLEAN, _and),
-    "OR": Operator(20, _BOOLEAN, _BOOLEAN, _or),
+    "AND": Operator(30, _BOOLEAN, _BOOLEAN, logical_and),
+    "OR": Operator(20, _BOOLEAN, _BOOLEAN, logical_or),
     "??": Operator(10, None, None, _coalesce),
 }
 
 
-# ---- functions
-
-
-def _is(*kinds: ValueType) -> Callable[[Value], Value]:
-    return lambda value: _type_of(value) in kinds
-
-
-def _on_numbers(compute: Callable[..., float]) -> Callable[..., Value]:
-    def apply(*values: Value) -> Value:
-        if all(_type_of(value) is ValueType.NUMBER for value in values):
-            return _guarded(compute, *values)
-        return UNDEFINED
-
-    return apply
-
-
-def _on_strings(compute: Callable[..., Value]) -> Callable[..., Value]:
-    def apply(*values: Value) -> Value:
-        return compute(*values) if all(isinstance(value, str) for value in values) else UNDEFINED
-
-    return apply
-
-
-# double.TryParse(NumberStyles.Any, invariant): white space, sign, thousands, fraction, exponent.
-_NUMBER_TEXT = re.compile(r"\s*([+-]?)((?:\d[\d,]*)?(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*", re.ASCII)
-
-
-def _as_number(value: Value) -> Value:
-    if not isinstance(value, str):
-        return value if _type_of(value) is ValueType.NUMBER else UNDEFINED
-    match = _NUMBER_TEXT.fullmatch(value)
-    if match is None:
-        return UNDEFINED
-    try:
-        return float(match[1] + match[2].replace(",", ""))
-    except ValueError:
-        return UNDEFINED
-
-
-def _sign(number: float) -> float:
-    return float((number > 0) - (number < 0))
-
-
-def _integral(rounded: Callable[[float], int]) -> Callable[[float], float]:
-    return lambda number: float(rounded(number)) if math.isfinite(number) else number
-
-
-def _substring(text: Value, start: Value, length: Value = None) -> Value:
-    if not isinstance(text, str) or not isinstance(start, float):
-        return UNDEFINED
-    units = _units(text)
-    available = len(units) // 2
-    if length is None:
-        return _from_units(units[2 * int(start) :]) if 0 <= start <= available else UNDEFINED
-    if not isinstance(length, float) or not (0 <= start < available and 0 <= length <= available - start):
-        return UNDEFINED
-    return _from_units(units[2 * int(start) : 2 * (int(start) + int(length))])
-
-
-def _index_of(text: str, part: str) -> Value:
-    index = text.find(part)
-    return float(index if index < 0 else len(_units(text[:index])) // 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A function: one of `signatures` must fit; ANY takes every type; `repeats` lets the last parameter repeat."""
-
-    signatures: tuple[tuple[ValueType, ...], ...]
-    result: ValueType
-    compute: Callable[..., Value]
-    repeats: bool = False
-
-    def accepts(self, given: Sequence[ValueType]) -> bool:
-        return any(self._fits(signature, given) for signature in self.signatures)
-
-    def _fits(self, signature: tuple[ValueType, ...], given: Sequence[ValueType]) -> bool:
-        if self.repeats and len(given) > len(signature):
-            signature = signature + signature[-1:] * (len(given) - len(signature))
-        return len(given) == len(signature) and all(map(_fits, signature, given))
-
-    def shown(self, name: str) -> str:
-        """As an error message spells the call."""
-        tail = ", …" if self.repeats else ""
-        return " or ".join(
-            f"{name}({', '.join(kind.value for kind in types)}{tail})" for types in self.signatures
-        )
-
-
-def _fits(wanted: ValueType, given: ValueType) -> bool:
-    return wanted is given or ValueType.ANY in (wanted, given) or given is ValueType.UNDEFINED
-
-
-_ONE_NUMBER = ((_NUMBER,),)
-_ONE_STRING = ((_STRING,),)
-_TWO_STRINGS = ((_STRING, _STRING),)
-_ONE_OF_ANY = ((ValueType.ANY,),)
-
-FUNCTIONS: dict[str, Function] = {
-    "abs": Function(_ONE_NUMBER, _NUMBER, _on_numbers(abs)),
-    "exp": Function(_ONE_NUMBER, _NUMBER, _on_numbers(math.exp)),
-    "power": Function(((_NUMBER, _NUMBER),), _NUMBER, _on_numbers(math.pow)),
-    "square": Function(_ONE_NUMBER, _NUMBER, _on_numbers(lambda number: number * number)),
-    "ceiling": Function(_ONE_NUMBER, _NUMBER, _on_numbers(_integral(math.ceil))),
-    "floor": Function(_ONE_NUMBER, _NUMBER, _on_numbers(_integral(math.floor))),
-    "sign": Function(_ONE_NUMBER, _NUMBER, _on_numbers(_sign)),
-    "sqrt": Function(_ONE_NUMBER, _NUMBER, _on_numbers(math.sqrt)),
-    "as_number": Function(((_STRING,), (_NUMBER,)), _NUMBER, _as_number),
-    "is_bool": Function(_ONE_OF_ANY, _BOOLEAN, _is(ValueType.BOOLEAN)),
-    "is_defined": Function(_ONE_OF_ANY, _BOOLEAN, lambda value: value is not UNDEFINED),
-    "is_null": Function(_ONE_OF_ANY, _BOOLEAN, _is(ValueType.NULL)),
-    "is_number": Function(_ONE_OF_ANY, _BOOLEAN, _is(ValueType.NUMBER)),
-    "is_string": Function(_ONE_OF_ANY, _BOOLEAN, _is(ValueType.STRING)),
-    "concat": Function(_TWO_STRINGS, _STRING, _concat, repeats=True),
-    "length": Function(_ONE_STRING, _NUMBER, _on_strings(lambda text: float(len(_units(text)) // 2))),
-    "lower": Function(_ONE_STRING, _STRING, _on_strings(str.lower)),
-    "upper": Function(_ONE_STRING, _STRING, _on_strings(str.upper)),
-    "substring": Function(((_STRING, _NUMBER), (_STRING, _NUMBER, _NUMBER)), _STRING, _substring),
-    "index_of": Function(_TWO_STRINGS, _NUMBER, _on_strings(_index_of)),
-    "starts_with": Function(_TWO_STRINGS, _BOOLEAN, _on_strings(str.startswith)),
-    "ends_with": Function(_TWO_STRINGS, _BOOLEAN, _on_strings(str.endswith)),
-    "contains": Function(_TWO_STRINGS, _BOOLEAN, _on_strings(lambda text, part: part in text)),
-}
 TWIN_CHANGE_INCLUDES = "twin_change_includes"
 
 
@@ -539,7 +272,7 @@ class ConditionParser:
         """A whole condition; what follows it is left to the caller."""
         first = self.token
         expression = self._expression(0)
-        if not _fits(ValueType.BOOLEAN, expression.type):
+        if not fits(ValueType.BOOLEAN, expression.type):
             raise self._refuse(
                 first, f"expected a condition that is true or false, found a {expression.type.value}"
             )
@@ -561,8 +294,8 @@ class ConditionParser:
     def _operand(self) -> Expression:
         token = self.token
         self.position += 1
-        if token.kind in _LITERALS:
-            return _LITERALS[token.kind](token.text)
+        if token.kind in LITERALS:
+            return LITERALS[token.kind](token.text)
         if token.kind == "(":
             inner = self._expression(0)
             self.expect(")", "')'")
@@ -580,8 +313,8 @@ class ConditionParser:
         raise self.error(token, "a property, a literal, a function or '('")
 
     def _unary(self, token: Token, operand: Expression) -> Expression:
-        wanted, compute = (_NUMBER, _negate) if token.kind == "-" else (_BOOLEAN, _not)
-        allowed = _fits(wanted, operand.type) or (token.kind == "NOT" and operand.type is ValueType.NULL)
+        wanted, compute = (_NUMBER, negate) if token.kind == "-" else (_BOOLEAN, logical_not)
+        allowed = fits(wanted, operand.type) or (token.kind == "NOT" and operand.type is ValueType.NULL)
         if not allowed:
             raise self._refuse(
                 token, f"{token.text} needs a {wanted.value}, found a {operand.type.value}{_hint(wanted)}"
@@ -592,7 +325,7 @@ class ConditionParser:
         wanted = operator.operands or _common_type(left.type, right.type)
         logical = token.kind in ("AND", "OR")
         for operand in (left, right):
-            if not (_fits(wanted, operand.type) or (logical and operand.type is ValueType.NULL)):
+            if not (fits(wanted, operand.type) or (logical and operand.type is ValueType.NULL)):
                 raise self._refuse(
                     token,
                     f"{token.text} needs operands of one type ({wanted.value}), found a {left.type.value} "
@@ -672,32 +405,3 @@ def _common_type(left: ValueType, right: ValueType) -> ValueType:
 
 def _hint(wanted: ValueType) -> str:
     return "; as_number(…) makes a number of a property" if wanted is ValueType.NUMBER else ""
-
-
-def _number_literal(convert: Callable[[str], float]) -> Callable[[str], Literal]:
-    def literal(text: str) -> Literal:
-        try:
-            return Literal(convert(text), ValueType.NUMBER)
-        except (ValueError, OverflowError):
-            return Literal(UNDEFINED, ValueType.UNDEFINED)
-
-    return literal
-
-
-def _unescape(text: str) -> str:
-    text = re.sub(r"\\[Uu]([0-9A-Fa-f]{4})", lambda match: chr(int(match[1], 16)), text[1:-1])
-    # Two escapes may make one character beyond the basic plane.
-    text = _from_units(_units(text))
-    return re.sub(r"\\([\"'\\])", r"\1", text)
-
-
-_LITERALS: dict[str, Callable[[str], Literal]] = {
-    "string": lambda text: Literal(_unescape(text), ValueType.STRING),
-    "integer": _number_literal(float),
-    "hex": _number_literal(lambda text: float(int(text, 16))),
-    "real": _number_literal(float),
-    "true": lambda text: Literal(True, ValueType.BOOLEAN),
-    "false": lambda text: Literal(False, ValueType.BOOLEAN),
-    "null": lambda text: Literal(None, ValueType.NULL),
-    "undefined": lambda text: Literal(UNDEFINED, ValueType.UNDEFINED),
-}

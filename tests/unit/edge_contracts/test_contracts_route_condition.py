@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_contracts.errors import ContractError
+from edge_contracts.expressions import FUNCTIONS, UNDEFINED
 from edge_contracts.messages import Message
-from edge_contracts.route_condition import FUNCTIONS, UNDEFINED, Scope, parse_condition
+from edge_contracts.route_condition import Scope, parse_condition
 from edge_contracts.route_tokens import tokenize
 
 BODY = {
