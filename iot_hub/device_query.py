@@ -1,80 +1,150 @@
-"""The part of IoT Hub's query language that this hub answers: all twins of devices, or of their modules, page by page."""
+"""Queries over the hub's twins: page by page, in the order of the identities' ids.
+
+A continuation names the last identity shown and how many rows were given, so that what comes and goes between two pages
+shifts nothing; the rows of groups are counted anew for each page.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Mapping
-from itertools import chain, islice
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from iot_hub.core import HubCore
+from edge_contracts.errors import ContractError
+from edge_contracts.query import Groups, Query, Source, parse_query
 from iot_hub.errors import HubRequestError
+from iot_hub.hub import Hub
 from iot_hub.identities import IdentityKey
 
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 1000
-_SOURCES = {"select * from devices": False, "select * from devices.modules": True}
+# Twins looked at before messages and other requests have their turn: some 2 ms.
+_TWINS_PER_TURN = 200
+_PLAIN_TYPES = {Source.DEVICES: "Twin", Source.MODULES: "Twin", Source.JOBS: "DeviceJob"}
 
 
-class DeviceQuery:
-    """`SELECT * FROM devices` or `SELECT * FROM devices.modules`, read from a request body."""
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where the next page begins: behind an identity, after so many rows."""
 
-    def __init__(self, of_modules: bool) -> None:
-        self._of_modules = of_modules
+    after: IdentityKey | None = None
+    rows: int = 0
 
     @classmethod
-    def parse(cls, body: object) -> DeviceQuery:
-        text = body.get("query") if isinstance(body, Mapping) else None
-        words = " ".join(text.lower().split()).rstrip(" ;") if isinstance(text, str) else ""
-        if words not in _SOURCES:
-            raise HubRequestError(
-                "ArgumentInvalid",
-                "query must be 'SELECT * FROM devices' or 'SELECT * FROM devices.modules', which is what this hub "
-                f"answers, not {text!r}",
-                where="query",
-            )
-        return cls(_SOURCES[words])
+    def parse(cls, text: str | None) -> Continuation:
+        """Read the header x-ms-continuation."""
+        if not text:
+            return cls()
+        try:
+            device_id, module_id, rows = json.loads(base64.urlsafe_b64decode(text))
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise _bad_continuation(text) from error
+        if (
+            not isinstance(device_id, str | None)
+            or not isinstance(module_id, str | None)
+            or type(rows) is not int
+        ):
+            raise _bad_continuation(text)
+        return cls(None if device_id is None else IdentityKey(device_id, module_id), max(rows, 0))
 
-    def page(
-        self, core: HubCore, size: int, continuation: str | None
-    ) -> tuple[list[IdentityKey], str | None]:
-        """Keys of the twins of one page, and what continues after it; None at the end.
-
-        A continuation names the last identity shown, so that what comes and goes meanwhile shifts nothing.
-        """
-        after = None if not continuation else _read_continuation(continuation)
-        devices = (record.key for record in core.devices())
-        keys = chain.from_iterable(
-            (record.key for record in core.modules(device)) if self._of_modules else (device,)
-            for device in devices
+    def __str__(self) -> str:
+        device_id, module_id = (
+            (None, None) if self.after is None else (self.after.device_id, self.after.module_id)
         )
-        rest = (key for key in keys if after is None or _order(key) > _order(after))
-        found = list(islice(rest, size + 1))
-        more = len(found) > size
-        return found[:size], _continuation(found[size - 1]) if more else None
+        return base64.urlsafe_b64encode(json.dumps([device_id, module_id, self.rows]).encode()).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPage:
+    """Rows of one page, their type as x-ms-item-type names it, and where the next one begins; None at the end."""
+
+    rows: list[dict[str, Any]]
+    item_type: str
+    continuation: Continuation | None
+
+
+def read_query(body: object) -> Query:
+    """The query in a request body `{"query": "SELECT …"}`."""
+    text = body.get("query") if isinstance(body, Mapping) else None
+    if not isinstance(text, str):
+        raise HubRequestError(
+            "ArgumentInvalid",
+            f"query must be text, as in 'SELECT * FROM devices', not {text!r}",
+            where="query",
+        )
+    try:
+        return parse_query(text)
+    except ContractError as error:
+        raise HubRequestError("ArgumentInvalid", error.message, where=error.where) from error
+
+
+async def query_page(hub: Hub, query: Query, size: int, start: Continuation) -> QueryPage:
+    """The next page of at most `size` rows."""
+    item_type = "Raw" if query.elements else _PLAIN_TYPES[query.source]
+    most = size if query.top is None else min(size, max(query.top - start.rows, 0))
+    rows, more = await (_grouped if query.is_grouped else _plain)(hub, query, most, start)
+    ends = query.top is not None and start.rows + len(rows) >= query.top
+    return QueryPage(rows, item_type, None if ends else more)
+
+
+async def _plain(
+    hub: Hub, query: Query, most: int, start: Continuation
+) -> tuple[list[dict[str, Any]], Continuation | None]:
+    rows: list[dict[str, Any]] = []
+    last: IdentityKey | None = None
+    async for key, document in _matching(hub, query, start.after):
+        if len(rows) == most:
+            return rows, Continuation(last, start.rows + most)
+        rows.append(query.row(document))
+        last = key
+    return rows, None
+
+
+async def _grouped(
+    hub: Hub, query: Query, most: int, start: Continuation
+) -> tuple[list[dict[str, Any]], Continuation | None]:
+    groups = Groups(query)
+    async for _, document in _matching(hub, query, None):
+        groups.add(document)
+    rows = groups.rows()
+    end = start.rows + most
+    return rows[start.rows : end], Continuation(None, end) if end < len(rows) else None
+
+
+async def _matching(
+    hub: Hub, query: Query, after: IdentityKey | None
+) -> AsyncIterator[tuple[IdentityKey, dict[str, Any]]]:
+    """Keys and documents of the twins that the condition holds for, from behind `after` on."""
+    for number, key in enumerate(_keys(hub, query.source, after), start=1):
+        if number % _TWINS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        # It may have gone in another one's turn.
+        if hub.core.find(key) is not None:
+            document = hub.twin_document(key)
+            if query.matches(document):
+                yield key, document
+
+
+def _keys(hub: Hub, source: Source, after: IdentityKey | None) -> list[IdentityKey]:
+    if source is Source.JOBS:
+        # This hub schedules no jobs.
+        return []
+    keys = [record.key for record in hub.core.devices()]
+    if source is Source.MODULES:
+        keys = [module.key for device in keys for module in hub.core.modules(device)]
+    return keys if after is None else keys[bisect_right(keys, _order(after), key=_order) :]
 
 
 def _order(key: IdentityKey) -> tuple[str, str]:
     return key.device_id, key.module_id or ""
 
 
-def _continuation(key: IdentityKey) -> str:
-    return base64.urlsafe_b64encode(json.dumps([key.device_id, key.module_id]).encode()).decode()
-
-
-def _read_continuation(text: str) -> IdentityKey:
-    try:
-        device_id, module_id = json.loads(base64.urlsafe_b64decode(text))
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise _bad_continuation(text) from error
-    if not isinstance(device_id, str) or not isinstance(module_id, str | None):
-        raise _bad_continuation(text)
-    return IdentityKey(device_id, module_id)
-
-
-def _bad_continuation(text: Any) -> HubRequestError:
+def _bad_continuation(text: str) -> HubRequestError:
     return HubRequestError(
         "ArgumentInvalid",
         f"x-ms-continuation must be one that this hub gave, not {text!r}",

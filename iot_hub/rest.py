@@ -24,7 +24,7 @@ from edge_contracts.sas import parse_sas
 from iot_hub.authentication import Authenticator, token_host
 from iot_hub.bulk import BulkOperation
 from iot_hub.deployment_content import DeploymentContent
-from iot_hub.device_query import DEFAULT_PAGE, LARGEST_PAGE, DeviceQuery
+from iot_hub.device_query import DEFAULT_PAGE, LARGEST_PAGE, Continuation, query_page, read_query
 from iot_hub.errors import STATUS_OF_CODE, HubRequestError, HubStorageError
 from iot_hub.hub import Hub
 from iot_hub.identities import IdentityKey, IdentityRequest
@@ -174,11 +174,12 @@ class HubApi:
     # Twins and methods.
 
     async def query(self, request: Request) -> Response:
-        query = DeviceQuery.parse(await _body(request))
+        query = read_query(await _body(request))
         size = _header_integer(request, "x-ms-max-item-count", DEFAULT_PAGE, LARGEST_PAGE)
-        keys, more = query.page(self._hub.core, size, request.headers.get("x-ms-continuation"))
-        headers = {"x-ms-item-type": "Twin", **({"x-ms-continuation": more} if more else {})}
-        return _json([self._hub.twin_document(key) for key in keys], headers=headers)
+        start = Continuation.parse(request.headers.get("x-ms-continuation"))
+        page = await query_page(self._hub, query, size, start)
+        more = {} if page.continuation is None else {"x-ms-continuation": str(page.continuation)}
+        return _json(page.rows, headers={"x-ms-item-type": page.item_type, **more})
 
     async def get_twin(self, request: Request) -> Response:
         return self._twin(_key(request))
@@ -355,7 +356,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     code = "MethodNotAllowed" if error.status_code == STATUS_OF_CODE["MethodNotAllowed"] else "NotFound"
     return _error(
         code,
-        f"this hub does not serve {request.method} {request.scope['path']}; it serves identities, twins, methods, "
+        f"this hub does not serve {request.method} {request.scope['path']}; it serves identities, twins, queries, methods, "
         "applyConfigurationContent on one device, telemetry and registry credentials",
         error.status_code,
     )

@@ -10,7 +10,7 @@ from hub_harness import HubProcess
 
 pytest.importorskip("azure.iot.hub", reason="azure-iot-hub has wheels for x86-64 Linux only")
 
-from azure.iot.hub.models import QuerySpecification, Twin, TwinProperties
+from azure.iot.hub.models import Twin, TwinProperties
 from azure.iot.hub.protocol.models import ConfigurationContent
 from msrest.exceptions import HttpOperationError
 
@@ -157,34 +157,6 @@ def test_statistics_and_lists_count_devices(manager: Any) -> None:
     assert after.disabled_device_count == before.disabled_device_count + 1
     assert "counted" in [device.device_id for device in manager.get_devices(1000)]
     assert manager.get_service_statistics().connected_device_count == 0
-
-
-def test_query_pages_through_all_twins(manager: Any) -> None:
-    names = {f"page-{n}" for n in range(5)}
-    for name in names:
-        manager.create_device_with_sas(name, "", "", "enabled", iot_edge=True)
-    for text, expected in (
-        ("SELECT * FROM devices", {(name, None) for name in names}),
-        (
-            "select * from devices.modules",
-            {(name, module) for name in names for module in ("$edgeAgent", "$edgeHub")},
-        ),
-    ):
-        found, token = set(), None
-        while True:
-            page = manager.query_iot_hub(QuerySpecification(query=text), token, 3)
-            assert len(page.items) <= 3
-            found |= {(twin.device_id, twin.module_id) for twin in page.items}
-            token = page.continuation_token
-            if not token:
-                break
-        assert expected <= found
-
-
-def test_query_beyond_what_is_served_names_what_is(hub: HubProcess) -> None:
-    status, body = hub.request("POST", "/devices/query", {"query": "SELECT * FROM devices WHERE tags.a = 1"})
-    assert status == 400
-    assert "SELECT * FROM devices.modules" in body["Message"]
 
 
 def test_bulk_lists_what_failed_and_does_the_rest(hub: HubProcess) -> None:
