@@ -79,7 +79,7 @@ class Apply:
     depth: int
 
     def evaluate(self, scope: Any) -> Value:
-        return self.compute(*(operand.evaluate(scope) for operand in self.operands))
+        return self.compute(*[operand.evaluate(scope) for operand in self.operands])
 
 
 # ---- values

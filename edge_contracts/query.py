@@ -50,7 +50,11 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query; without elements it is `SELECT *`."""
+    """A parsed query; without elements it is `SELECT *`.
+
+    Attributes:
+        members: the members of a document that `matches`, `Groups` and, unless it is `SELECT *`, `row` look at.
+    """
 
     text: str
     source: Source
@@ -58,6 +62,7 @@ class Query:
     condition: Expression | None = None
     group_by: Path | None = None
     top: int | None = None
+    members: frozenset[str] = frozenset()
 
     @property
     def is_grouped(self) -> bool:
@@ -204,7 +209,7 @@ class _ClauseParser(QueryParser):
         group = self.token
         group_by = self.path() if self.accept("GROUP", "BY") else None
         self.expect_end(self._continuation(condition, group_by))
-        query = Query(self._text, source, elements, condition, group_by, top)
+        query = Query(self._text, source, elements, condition, group_by, top, frozenset(self.members))
         self._check_jobs(query, select, group)
         self._check_groups(query, select)
         return query

@@ -34,9 +34,7 @@ from edge_contracts.expressions import (
     Operator,
     Value,
     ValueType,
-    logical_and,
     logical_not,
-    logical_or,
     negate,
     type_of,
     utf16_units,
@@ -74,6 +72,26 @@ class Path:
 
     def __str__(self) -> str:
         return ".".join(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """`a OR b OR …`, which the first true decides, or with AND, the first false; what follows that is not looked at."""
+
+    decider: bool
+    operands: tuple[Expression, ...]
+    depth: int
+    type: ValueType = ValueType.BOOLEAN
+
+    def evaluate(self, scope: Any) -> Value:
+        result: Value = not self.decider
+        for operand in self.operands:
+            value = operand.evaluate(scope)
+            if value is self.decider:
+                return value
+            if not isinstance(value, bool):
+                result = UNDEFINED
+        return result
 
 
 # ---- operators
@@ -132,9 +150,9 @@ OPERATORS: dict[str, Operator] = {
             "NIN": _is_not_in,
         }.items()
     },
-    "AND": Operator(30, _BOOLEAN, _BOOLEAN, logical_and),
-    "OR": Operator(20, _BOOLEAN, _BOOLEAN, logical_or),
 }
+# What decides a junction, and how tight it binds.
+_JUNCTIONS = {"AND": (False, 30), "OR": (True, 20)}
 
 
 # ---- functions
@@ -195,9 +213,14 @@ RESERVED = frozenset(
 
 
 class QueryParser:
-    """A Pratt parser over a query's tokens: expressions and paths here, clauses in who uses it."""
+    """A Pratt parser over a query's tokens: expressions and paths here, clauses in who uses it.
+
+    Attributes:
+        members: the members of the document that the paths read so far begin with.
+    """
 
     def __init__(self, text: str, *, where: str) -> None:
+        self.members: set[str] = set()
         self._where = where
         self._position = 0
         self._nesting = 0
@@ -253,13 +276,28 @@ class QueryParser:
         if self._nesting > DEPTH_LIMIT:
             raise self._refuse(self.token, f"expected at most {DEPTH_LIMIT} levels of nesting, found more")
         left = self._operand(minimum_power)
-        while (operator := OPERATORS.get(_word(self.token))) is not None and operator.power > minimum_power:
-            takes_list = self.is_at("IN") or self.is_at("NIN")
-            token = self.take()
-            right = self._constants() if takes_list else (self.expression(operator.power),)
-            left = self._apply(token, operator.compute, (left, *right), operator.result or _BOOLEAN)
+        while (power := _power(self.token)) > minimum_power:
+            left = (
+                self._joined(left, power) if _word(self.token) in _JUNCTIONS else self._applied(left, power)
+            )
         self._nesting -= 1
         return left
+
+    def _joined(self, first: Expression, power: int) -> Expression:
+        """All operands of a row of ANDs or of ORs."""
+        word = _word(self.token)
+        operands = [first]
+        while self.accept(word):
+            operands.append(self.expression(power))
+        depth = 1 + max(operand.depth for operand in operands)
+        return Junction(_JUNCTIONS[word][0], tuple(operands), depth)
+
+    def _applied(self, left: Expression, power: int) -> Expression:
+        takes_list = self.is_at("IN") or self.is_at("NIN")
+        operator = OPERATORS[_word(self.token)]
+        token = self.take()
+        right = self._constants() if takes_list else (self.expression(power),)
+        return self._apply(token, operator.compute, (left, *right), operator.result or _BOOLEAN)
 
     def path(self, expected: str = "the path of a property, as in tags.site") -> Path:
         """`name.name`, of which any may stand in `[[…]]`."""
@@ -268,7 +306,9 @@ class QueryParser:
         steps = [self.name(expected)]
         while self.accept("."):
             steps.append(self.name("a name (a special one as [[a-b]])"))
-        return Path(_hub_steps(tuple(steps)))
+        path = Path(_hub_steps(tuple(steps)))
+        self.members.add(path.steps[0])
+        return path
 
     def name(self, expected: str) -> str:
         """One name, plain or in `[[…]]`."""
@@ -348,7 +388,7 @@ class QueryParser:
         if depth > DEPTH_LIMIT:
             raise self._refuse(
                 token,
-                f"expected at most {DEPTH_LIMIT} operators in a row, found more; IN ['a', 'b'] takes many values",
+                f"expected at most {DEPTH_LIMIT} operators in a row, found more",
             )
         return Apply(token.text, compute, operands, result, depth)
 
@@ -361,6 +401,14 @@ class QueryParser:
 def _word(token: Token) -> str:
     """A keyword in capitals, a symbol as it is; of other tokens what is neither."""
     return token.text.upper() if token.kind == "name" else token.kind
+
+
+def _power(token: Token) -> int:
+    """How tight the operator binds; 0 for what is none."""
+    word = _word(token)
+    if word in _JUNCTIONS:
+        return _JUNCTIONS[word][1]
+    return OPERATORS[word].power if word in OPERATORS else 0
 
 
 def parse_condition(text: str, *, where: str = "condition") -> Expression:

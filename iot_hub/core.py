@@ -107,9 +107,10 @@ class HubCore:
 
     def identity(self, key: IdentityKey) -> IdentityRecord:
         """The identity `key` names; raises `HubRequestError` DeviceNotFound or ModuleNotFound."""
-        if key not in self._identities:
+        record = self._identities.get(key)
+        if record is None:
             raise identity_not_found(key if key.device in self._identities else key.device)
-        return self._identities[key]
+        return record
 
     def find(self, key: IdentityKey) -> IdentityRecord | None:
         return self._identities.get(key)

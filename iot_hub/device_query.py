@@ -100,7 +100,7 @@ async def _plain(
     async for key, document in _matching(hub, query, start.after):
         if len(rows) == most:
             return rows, Continuation(last, start.rows + most)
-        rows.append(query.row(document))
+        rows.append(query.row(document) if query.elements else hub.twin_document(key))
         last = key
     return rows, None
 
@@ -119,13 +119,13 @@ async def _grouped(
 async def _matching(
     hub: Hub, query: Query, after: IdentityKey | None
 ) -> AsyncIterator[tuple[IdentityKey, dict[str, Any]]]:
-    """Keys and documents of the twins that the condition holds for, from behind `after` on."""
+    """Keys, and what the query looks at, of the twins that the condition holds for, from behind `after` on."""
     for number, key in enumerate(_keys(hub, query.source, after), start=1):
         if number % _TWINS_PER_TURN == 0:
             await asyncio.sleep(0)
         # It may have gone in another one's turn.
         if hub.core.find(key) is not None:
-            document = hub.twin_document(key)
+            document = hub.twin_document(key, query.members)
             if query.matches(document):
                 yield key, document
 

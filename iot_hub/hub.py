@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -68,8 +68,10 @@ class Hub:
     def identity_document(self, key: IdentityKey) -> dict[str, Any]:
         return identity_document(self.core.identity(key), self.presence.of(key))
 
-    def twin_document(self, key: IdentityKey) -> dict[str, Any]:
-        return twin_document(self.core.twin(key), self.core.identity(key.device), self.presence.of(key))
+    def twin_document(self, key: IdentityKey, members: Iterable[str] | None = None) -> dict[str, Any]:
+        """The twin as the service API shows it, or only those of its members."""
+        parts = self.core.twin(key), self.core.identity(key.device), self.presence.of(key)
+        return twin_document(*parts) if members is None else twin_document(*parts, members)
 
     async def _change(self, plan: Callable[[], Change]) -> None:
         async with self._lock:

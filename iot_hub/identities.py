@@ -44,7 +44,7 @@ class IdentityKey:
     @property
     def device(self) -> IdentityKey:
         """The device itself, for a device or one of its modules."""
-        return IdentityKey(self.device_id)
+        return self if self.module_id is None else IdentityKey(self.device_id)
 
     def module(self, module_id: str) -> IdentityKey:
         return IdentityKey(self.device_id, module_id)

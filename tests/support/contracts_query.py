@@ -17,45 +17,42 @@ ROOT = 0
 # How tight each form binds, by the grammar; a weaker form inside a tighter one needs parentheses.
 _TIGHTNESS = {"or": 1, "and": 2, "not": 3, "compare": 4, "in": 4, "sum": 5, "product": 6, "minus": 7}
 
-_NAMES = st.sampled_from(["a", "b", "B", "from", "odd name", "é-1"])
+_NAMES = st.sampled_from(["a", "A", "from", "odd name"])
 _SCALARS = st.one_of(
     st.booleans(),
-    st.integers(-3, 3),
+    st.integers(-2, 3),
     st.sampled_from([0.5, -2.25]),
-    st.sampled_from(["", "a", "B", "ab", "it's", 'q"', "\\", "é", "\U0001f600"]),
+    st.sampled_from(["", "a", "A", "it's", '\\ "q"', "\ufb00", "\U0001f600"]),
 )
 CONSTANTS = st.one_of(_SCALARS, st.none())
-_VALUES = st.recursive(
-    st.one_of(_SCALARS, st.lists(st.integers(0, 1), max_size=1)),
-    lambda inner: st.dictionaries(_NAMES, inner, max_size=3),
-    max_leaves=6,
+_VALUES = st.one_of(
+    _SCALARS, _SCALARS, st.just([1]), st.fixed_dictionaries({"a": _SCALARS, "from": _SCALARS})
 )
-_SECTIONS = st.dictionaries(_NAMES, _VALUES, max_size=4)
-DOCUMENTS = st.builds(
-    lambda device, edge, tags, desired, reported: {
-        "deviceId": device,
-        "capabilities": {"iotEdge": edge},
-        "tags": tags,
-        "properties": {"desired": {**desired, "$version": 2}, "reported": {**reported, "$version": 3}},
-    },
-    st.sampled_from(["a", "b", "ab"]),
-    st.booleans(),
-    _SECTIONS,
-    _SECTIONS,
-    _SECTIONS,
+_SECTIONS = st.fixed_dictionaries(
+    {"a": _SCALARS, "from": _VALUES}, optional={"A": _VALUES, "odd name": _VALUES}
+)
+DOCUMENTS = st.fixed_dictionaries(
+    {
+        "deviceId": st.sampled_from(["a", "b", "ab"]),
+        "capabilities": st.fixed_dictionaries({"iotEdge": st.booleans()}),
+        "tags": _SECTIONS,
+        "properties": st.fixed_dictionaries(
+            {"desired": _SECTIONS, "reported": st.just({"$version": 3, "a": 1})}
+        ),
+    }
 )
 _ROOTS = st.sampled_from(
     [
         ("deviceId",),
         ("capabilities", "iotEdge"),
-        ("properties", "desired", "$version"),
+        ("properties", "reported", "$version"),
         ("nothing",),
         ("tags",),
     ]
 )
 _BELOW = st.tuples(
     st.sampled_from([("tags",), ("properties", "desired"), ("properties", "reported")]),
-    st.lists(_NAMES, min_size=1, max_size=2),
+    st.lists(_NAMES, min_size=1, max_size=2).filter(lambda names: len(names) == 1 or names[0] == "from"),
 ).map(lambda pair: (*pair[0], *pair[1]))
 PATHS = st.one_of(_BELOW, _ROOTS)
 
@@ -64,31 +61,42 @@ _OPERANDS = st.one_of(
     CONSTANTS.map(lambda value: ("constant", value)),
     st.just(("undefined",)),
 )
-_ARITHMETIC = st.recursive(
-    _OPERANDS,
-    lambda inner: st.one_of(
-        st.tuples(st.just("sum"), st.sampled_from("+-"), inner, inner),
-        st.tuples(st.just("product"), st.sampled_from("*/%"), inner, inner),
-        st.tuples(st.just("minus"), inner),
-    ),
-    max_leaves=3,
-)
+
+
+def _sums(leaves: Any) -> Any:
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.tuples(st.just("sum"), st.sampled_from("+-"), inner, inner),
+            st.tuples(st.just("product"), st.sampled_from("*/%"), inner, inner),
+            st.tuples(st.just("minus"), inner),
+        ),
+        max_leaves=4,
+    )
+
+
+def sums_of(numbers: Any) -> Any:
+    """Arithmetic of constants."""
+    return _sums(numbers.map(lambda value: ("constant", value)))
+
+
+ARITHMETIC = _sums(_OPERANDS)
 _TESTS = st.one_of(
     st.tuples(
-        st.just("compare"), st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="]), _ARITHMETIC, _ARITHMETIC
+        st.just("compare"), st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="]), ARITHMETIC, ARITHMETIC
     ),
     st.tuples(
         st.just("in"),
         st.sampled_from(["IN", "NIN"]),
-        _ARITHMETIC,
+        ARITHMETIC,
         st.lists(CONSTANTS, min_size=1, max_size=3),
     ),
     st.tuples(
         st.just("is"),
         st.sampled_from(["defined", "null", "bool", "number", "string", "array", "object", "primitive"]),
-        _ARITHMETIC,
+        ARITHMETIC,
     ),
-    _ARITHMETIC,
+    ARITHMETIC,
 )
 CONDITIONS = st.recursive(
     _TESTS,
@@ -141,10 +149,10 @@ def render_constant(value: Any) -> str:
 
 def holds(tree: Tree, document: Any) -> bool:
     """Whether the condition is true of the document."""
-    return any(value is True for value in _values(tree, document))
+    return any(value is True for value in values_of(tree, document))
 
 
-def _values(tree: Tree, document: Any) -> list[Any]:
+def values_of(tree: Tree, document: Any) -> list[Any]:
     """The one value of an expression, or none."""
     match tree:
         case ("path", path):
@@ -154,28 +162,28 @@ def _values(tree: Tree, document: Any) -> list[Any]:
         case ("undefined",):
             return []
         case ("minus", inner):
-            return [-float(value) for value in _values(inner, document) if _kind(value) == "number"]
+            return [-float(value) for value in values_of(inner, document) if _kind(value) == "number"]
         case ("not", inner):
-            return [not value for value in _values(inner, document) if _kind(value) == "bool"]
+            return [not value for value in values_of(inner, document) if _kind(value) == "bool"]
         case ("and" | "or" as word, left, right):
-            return _connected(word == "or", *(_values(side, document) for side in (left, right)))
+            return _connected(word == "or", *(values_of(side, document) for side in (left, right)))
         case ("in", word, left, constants):
-            found = [value for value in _values(left, document) if _kind(value) not in ("object", "array")]
+            found = [value for value in values_of(left, document) if _kind(value) not in ("object", "array")]
             return [(_among(value, constants)) == (word == "IN") for value in found]
         case ("is", kind, inner):
-            return [_is(kind, _values(inner, document))]
+            return [_is(kind, values_of(inner, document))]
         case ("compare", symbol, left, right):
             return [
                 answer
-                for one in _values(left, document)
-                for other in _values(right, document)
+                for one in values_of(left, document)
+                for other in values_of(right, document)
                 for answer in _compared(symbol, one, other)
             ]
         case (_, symbol, left, right):
             return [
                 answer
-                for one in _values(left, document)
-                for other in _values(right, document)
+                for one in values_of(left, document)
+                for other in values_of(right, document)
                 for answer in _calculated(symbol, one, other)
             ]
     raise AssertionError(tree)
