@@ -172,6 +172,9 @@ class HubClient(Protocol):
 
     def list_devices(self) -> list[DeviceIdentity]: ...
 
+    def find_devices(self, condition: str) -> list[DeviceIdentity]:
+        """The first `LIST_LIMIT` devices whose twins fulfil a condition of the query language; without their keys."""
+
     def delete_device(self, device_id: str) -> None: ...
 
     def get_twin(self, device_id: str, module_id: str | None = None) -> Twin: ...
@@ -271,6 +274,19 @@ class SdkHubClient:
     def list_devices(self) -> list[DeviceIdentity]:
         with self._call("list devices"):
             return [_device(_full(device)) for device in self._registry.get_devices(LIST_LIMIT)]
+
+    def find_devices(self, condition: str) -> list[DeviceIdentity]:
+        from azure.iot.hub.models import QuerySpecification
+
+        found: list[DeviceIdentity] = []
+        query, continuation = QuerySpecification(query=_device_query(condition)), None
+        with self._call("query devices"):
+            while True:
+                page = self._registry.query_iot_hub(query, continuation, LIST_LIMIT)
+                found += [_device(_full(twin)) for twin in page.items]
+                continuation = page.continuation_token
+                if not continuation or len(found) >= LIST_LIMIT:
+                    return found[:LIST_LIMIT]
 
     def delete_device(self, device_id: str) -> None:
         with self._call(f"delete device {device_id!r}"):
@@ -384,16 +400,41 @@ class HubRest:
         timeout_s: float = TIMEOUT_S,
     ) -> Any:
         """The answer's JSON, None if it has none; `what` is what is being done, for the message of an error."""
+        headers = {} if if_match is None else {"If-Match": if_match}
+        answer, _ = self._answer(what, method, path, body, query=query, headers=headers, timeout_s=timeout_s)
+        return answer
+
+    def query(self, what: str, text: str, limit: int) -> list[Any]:
+        """The first `limit` rows of a query, from as many pages as the hub makes of them."""
+        rows: list[Any] = []
+        headers = {"x-ms-max-item-count": str(limit)}
+        while True:
+            page, answered = self._answer(what, "POST", "/devices/query", {"query": text}, headers=headers)
+            rows += page
+            if len(rows) >= limit or not answered.get("x-ms-continuation"):
+                return rows[:limit]
+            headers["x-ms-continuation"] = answered["x-ms-continuation"]
+
+    def _answer(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        body: object,
+        *,
+        headers: Mapping[str, str],
+        query: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> tuple[Any, Mapping[str, str]]:
+        """The answer's JSON and its headers."""
         url = f"https://{self.host}{path}?{urlencode({**(query or {}), 'api-version': API_VERSION})}"
-        headers = {"Authorization": self._authorization(), "Content-Type": "application/json"}
-        if if_match is not None:
-            headers["If-Match"] = if_match
+        own = {"Authorization": self._authorization(), "Content-Type": "application/json"}
         try:
             response = self._pool.request(
                 method,
                 url,
                 body=None if body is None else json.dumps(body),
-                headers=headers,
+                headers={**headers, **own},
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s),
                 redirect=False,
             )
@@ -402,7 +443,7 @@ class HubRest:
         if response.status >= 300:
             raise _status_error(self.host, what, response.status, response.data.decode(errors="replace"))
         try:
-            return response.json() if response.data else None
+            return response.json() if response.data else None, response.headers
         except ValueError as error:
             raise _no_hub(self.host, what) from error
 
@@ -434,6 +475,10 @@ class RestHubClient:
 
     def list_devices(self) -> list[DeviceIdentity]:
         rows = self._rest.request("list devices", "GET", "/devices", query={"top": str(LIST_LIMIT)})
+        return [_device(row) for row in rows]
+
+    def find_devices(self, condition: str) -> list[DeviceIdentity]:
+        rows = self._rest.query("query devices", _device_query(condition), LIST_LIMIT)
         return [_device(row) for row in rows]
 
     def delete_device(self, device_id: str) -> None:
@@ -512,6 +557,10 @@ def _refuse_hub_without_configurations(error: HubNotFoundError) -> None:
             where=error.where,
             next_command="edgewright manifest apply FILE --device DEVICE",
         ) from error
+
+
+def _device_query(condition: str) -> str:
+    return f"SELECT * FROM devices WHERE {condition}"
 
 
 def _full(model: Any) -> dict[str, Any]:

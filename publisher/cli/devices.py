@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_contracts.query_condition import parse_condition
 from edge_contracts.redact import redact_document
 from publisher.agents import remember_config
 from publisher.cli.options import labels_of
@@ -103,9 +104,24 @@ def create(
 
 
 @app.command("list")
-def list_devices(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
+def list_devices(
+    *,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only those whose twin fulfils it, as in \"tags.site = 'north'\" (docs/reference/query.md).",
+        ),
+    ] = None,
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
     """List devices."""
-    devices = _client().list_devices()
+    if query is not None:
+        # Read here first: the hub would count characters from the SELECT that it gets.
+        parse_condition(query, where="--query")
+    client = _client()
+    devices = client.list_devices() if query is None else client.find_devices(query)
     show_rows([_row(device) for device in devices], COLUMNS, chosen(output, as_json))
     if len(devices) == LIST_LIMIT:
         note(f"these are the first {LIST_LIMIT}: a hub lists no more at once")

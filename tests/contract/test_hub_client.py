@@ -132,6 +132,22 @@ def test_created_device_is_the_one_that_is_got_and_listed(client: HubClient, dev
     assert created in client.list_devices()
 
 
+def test_devices_are_found_by_a_condition_on_their_twins(client: HubClient, device: str) -> None:
+    client.create_device(device, edge=True)
+    client.update_tags(device, {"site": device})
+    [found] = client.find_devices(f"tags.site = '{device}' AND capabilities.iotEdge = true")
+    assert (found.device_id, found.enabled, found.is_edge, found.connected) == (device, True, True, False)
+    assert found.primary_key.reveal() == ""
+    assert client.find_devices(f"tags.site = '{device}' AND status = 'disabled'") == []
+
+
+def test_bad_condition_is_refused_with_its_place(client: HubClient, hub: HubProcess) -> None:
+    def call() -> object:
+        return client.find_devices("tags.site = ")
+
+    refused(call, HubRequestRejectedError, "400", "at character 41: expected a property", authority(hub))
+
+
 def test_device_without_modules_is_no_edge_device(client: HubClient, device: str) -> None:
     client.create_device(device, edge=False)
     assert not client.get_device(device).is_edge

@@ -368,6 +368,12 @@ def test_device_from_create_to_delete(user: User) -> None:
     user.run("device", "tag", "d-1", "a=", "b=2")
     assert user.run("device", "show", "d-1", "--json").document["tags"] == {"b": "2"}
     assert user.run("device", "twin", "d-1").document["tags"] == {"b": "2"}
+    for condition, found in (("tags.b = '2'", ["d-1"]), ("tags.b = '2' AND capabilities.iotEdge = true", [])):
+        listed = user.run("device", "list", "--query", condition, "--json").document
+        assert [row["deviceId"] for row in listed] == found
+    user.fail(
+        "device", "list", "--query", "tags.b == 2", says=("'--query' at character 9: expected a property",)
+    )
     exists = user.fail("device", "create", "d-1", says=("'d-1'", "DeviceAlreadyExists"))
     assert "next: edgewright device show d-1" in exists.err
     user.fail("device", "method", "d-1", "ping", says=("'ping'", "not connected"))

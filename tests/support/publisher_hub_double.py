@@ -8,6 +8,7 @@ hub.report("d", {"lastDesiredVersion": 2})      # what the device's $edgeAgent s
 from __future__ import annotations
 
 import base64
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,11 @@ from hub_values import Clock, CountedBytes
 from edge_contracts.redact import Secret
 from iot_hub.core import Change, HubCore
 from iot_hub.deployment_content import DeploymentContent
+from iot_hub.device_query import read_query
+from iot_hub.documents import twin_document
 from iot_hub.errors import HubRequestError
 from iot_hub.identities import IdentityKey, IdentityRecord, IdentityRequest
+from iot_hub.presence import Activity
 from iot_hub.twins import TwinRequest
 from publisher.hub_client import (
     DeviceIdentity,
@@ -57,6 +61,15 @@ class HubDouble:
 
     def list_devices(self) -> list[DeviceIdentity]:
         return [_device(record) for record in self._core.devices()]
+
+    def find_devices(self, condition: str) -> list[DeviceIdentity]:
+        with self._translated():
+            query = read_query({"query": f"SELECT * FROM devices WHERE {condition}"})
+        records = [record for record in self._core.devices() if query.matches(self._document(record))]
+        return [dataclasses.replace(_device(record), primary_key=Secret("")) for record in records]
+
+    def _document(self, record: IdentityRecord) -> dict[str, Any]:
+        return twin_document(self._core.twin(record.key), record, Activity())
 
     def delete_device(self, device_id: str) -> None:
         with self._translated():
