@@ -95,8 +95,7 @@ class Groups:
     def add(self, document: dict[str, Any]) -> None:
         """Count a document in."""
         value = UNDEFINED if self._query.group_by is None else self._query.group_by.evaluate(document)
-        # As text, because True and 1 are one key in Python, and an object is none.
-        key = "" if value is UNDEFINED else json.dumps(value, sort_keys=True)
+        key = _group_key(value)
         if key not in self._groups:
             self._groups[key] = _Group(self._query.elements, value)
         self._groups[key].add(document)
@@ -104,6 +103,13 @@ class Groups:
     def rows(self) -> list[dict[str, Any]]:
         """One row per group, always in the same order."""
         return [self._groups[key].row() for key in sorted(self._groups)]
+
+
+def _group_key(value: Any) -> str:
+    """Text, because True and 1 are one key in Python, and an object is none; 1 and 1.0 are one number."""
+    if value is UNDEFINED:
+        return ""
+    return json.dumps(float(value) if is_number(value) else value, sort_keys=True)
 
 
 class _Group:

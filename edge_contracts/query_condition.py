@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_contracts.errors import ContractError
+from edge_contracts.errors import ContractError, shown
 from edge_contracts.expressions import (
     ARITHMETIC,
     DEPTH_LIMIT,
@@ -267,7 +267,7 @@ class QueryParser:
         """What to raise where `token` stands instead of what was expected."""
         if token.kind == "unterminated string":
             expected = "a string with a closing quote (escapes are \\\" \\' \\\\ \\uXXXX)"
-        found = "the end of the query" if token.kind == "end" else repr(token.text)
+        found = "the end of the query" if token.kind == "end" else shown(token.text)
         return self._refuse(token, f"expected {expected}, found {found}")
 
     def expression(self, minimum_power: int = 0) -> Expression:

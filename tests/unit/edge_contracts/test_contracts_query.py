@@ -218,6 +218,12 @@ def test_sources() -> None:
         assert parse_query(f"SELECT * FROM {name}").source is source
 
 
+def test_true_is_another_group_than_1_but_1_0_is_not() -> None:
+    documents: list[Any] = [{"tags": {"v": value}} for value in (1, True, 1.0, {"a": 1}, {"a": 1})]
+    rows = rows_of(parse_query("SELECT COUNT() AS n, tags.v FROM devices GROUP BY tags.v"), documents)
+    assert sorted(row["n"] for row in rows) == [1, 2, 2]
+
+
 def test_least_and_most_of_numbers_and_strings() -> None:
     values = ["b", True, 3, "\ufb00", -2, "\U0001f600", [9], "a"]
     documents: list[Any] = [{"tags": {"v": value}} for value in values]
