@@ -121,7 +121,7 @@ class Ours:
         return json.loads(done.stdout)
 
     def register(self) -> None:
-        self.run("model", "register", "bench", "model.bin")
+        self.run("model", "register", "model.bin", "--name", "bench")
 
     def model_digest(self, docker: Docker) -> str:
         """Of the model in the image that the registry has now, by Docker."""
