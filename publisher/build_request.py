@@ -31,7 +31,6 @@ from publisher.image_plan import (
     ImagePlan,
     PlannedModel,
 )
-from publisher.mlflow_image import mlflow_environment, mlflow_script, mlflow_settings
 from publisher.models import Model
 from publisher.target_platforms import uv_platform
 
@@ -130,6 +129,8 @@ class BuildRequest:
         """
         if self.script is not None or len(self.models) != 1 or (model := self.models[0].as_mlflow()) is None:
             return self
+        from publisher.mlflow_image import mlflow_environment, mlflow_script, mlflow_settings
+
         python = self.environment.python
         return replace(
             self,

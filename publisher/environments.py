@@ -24,12 +24,11 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edge_containers.image_model import Platform, canonical_json
 from edge_contracts.image_ref import ImageDigest
 from publisher.builders.layer import LayerFile
-from publisher.conda_file import CondaEnvironment, read_conda
 from publisher.errors import LockedError, UsageError
 from publisher.old_names import replace_old_names
 from publisher.project_file import PROJECT_FILE, read_project
@@ -38,6 +37,9 @@ from publisher.target_platforms import uv_platform
 from publisher.uv_report import resolve_error
 from publisher.uv_runner import UvRunner
 from publisher.workspace import now_text
+
+if TYPE_CHECKING:
+    from publisher.conda_file import CondaEnvironment
 
 RUNTIME_REQUIREMENTS = ("httptools>=0.6.4", "orjson>=3.10", "starlette>=0.41", "uvicorn>=0.32")
 BARE_ONNX_REQUIREMENTS = ("numpy>=1.26", "onnxruntime>=1.19")
@@ -98,6 +100,8 @@ class Environment:
                 where=str(path),
             )
         if path.suffix in CONDA_SUFFIXES:
+            from publisher.conda_file import read_conda  # and YAML, which most commands do without
+
             return cls.from_conda(read_conda(path), python)
         return cls._of(read_requirements(path), python)
 
@@ -137,6 +141,8 @@ def read_environment(
     if requirements is not None:
         found = found.joined(Environment.from_file(requirements, python, extras=extras))
     if conda_file is not None:
+        from publisher.conda_file import read_conda
+
         found = found.joined(Environment.from_conda(read_conda(conda_file), python))
     return found
 

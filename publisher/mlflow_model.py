@@ -29,10 +29,10 @@ from packaging.utils import canonicalize_name
 from edge_contracts.errors import PublishError
 from publisher.conda_file import read_conda
 from publisher.errors import MlflowModelError
+from publisher.model_files import MLMODEL
 from publisher.requirements import checked_requirement, logical_lines, read_text
 from publisher.yaml_document import YamlDocument, read_yaml
 
-MLMODEL = "MLmodel"
 COLUMN_LIMIT = 10_000
 TYPES = frozenset({"boolean", "integer", "long", "float", "double", "string"})
 """Column types of a signature that need nothing of MLflow to be met."""

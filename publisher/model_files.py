@@ -25,6 +25,9 @@ TITLE = "org.opencontainers.image.title"
 EXECUTABLE = "edgewright.executable"
 KIND = "edgewright.model-kind"
 COPY_BYTES = 1 << 20
+
+MLMODEL = "MLmodel"
+"""The file that makes a folder an MLflow model."""
 SKIPPED_FOLDER = "__pycache__"
 
 

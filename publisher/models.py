@@ -17,17 +17,17 @@ import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from publisher.database import next_version
 from publisher.errors import InUseError, ModelFileError, NotFoundError, UsageError
 from publisher.garbage import STORE_LOCK, collect_garbage
 from publisher.image_plan import MODELS_FOLDER
-from publisher.mlflow_model import MLMODEL, MlflowModel, read_mlflow
 from publisher.model_details import Framework as Frameworks
 from publisher.model_details import ModelDetails, ResourceConfiguration, refuse_datasets
 from publisher.model_files import (
     KIND,
+    MLMODEL,
     TITLE,
     ModelFile,
     copy_out,
@@ -39,6 +39,9 @@ from publisher.records import Filter, check_labels
 from publisher.registered import Registered
 from publisher.steps import Steps, no_steps
 from publisher.workspace import Workspace, now_text
+
+if TYPE_CHECKING:
+    from publisher.mlflow_model import MlflowModel
 
 # The path of a model inside an image holds its name, so it is one safe path part on every file system.
 NAME_RULE = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?"
@@ -291,7 +294,11 @@ def _check_name(name: str) -> None:
 def _mlflow(sources: Mapping[str, Path], *, with_requirements: bool) -> MlflowModel | None:
     """The MLflow model that a folder's files are, if they are one."""
     inside = {name.partition("/")[2]: path for name, path in sources.items()}
-    return read_mlflow(inside, with_requirements=with_requirements) if MLMODEL in inside else None
+    if MLMODEL not in inside:
+        return None
+    from publisher.mlflow_model import read_mlflow
+
+    return read_mlflow(inside, with_requirements=with_requirements)
 
 
 def _local_path(name: str, version: int | None) -> str:

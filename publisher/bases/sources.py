@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from edge_containers.errors import PlatformNotFoundError
 from edge_containers.image_model import (
@@ -30,14 +30,16 @@ from edge_containers.image_model import (
     read_config,
     select_platform,
 )
-from edge_containers.registry_client import BasicCredentials, RegistryClient
 from edge_containers.store import REF_NAME, ContentStore
 from edge_contracts.errors import ContainerError
 from edge_contracts.image_ref import ImageDigest, ImageRef
 from publisher.errors import BaseImageError
 from publisher.steps import Steps, no_steps
 
-BaseCredentials = Callable[[str], BasicCredentials | None]
+if TYPE_CHECKING:
+    from edge_containers.registry_client import BasicCredentials
+
+BaseCredentials = Callable[[str], "BasicCredentials | None"]
 """A registry's credentials, None for none."""
 
 SOURCE_ANNOTATION = "edgewright.source"
@@ -163,6 +165,8 @@ class RegistrySource:
         return _key("registry", str(self._ref), str(platform), "mount" if self.stays_there else "copy")
 
     def bring(self, store: ContentStore, platform: Platform) -> BroughtBase:
+        from edge_containers.registry_client import RegistryClient
+
         registry = self._ref.registry or ""
         with (
             RegistryClient(registry, credentials=self._credentials(registry)) as client,

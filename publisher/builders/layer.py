@@ -17,7 +17,6 @@ import secrets
 import tarfile
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol, cast
@@ -36,6 +35,9 @@ LAYER_FORMAT = 1
 DIRECTORY_MODE = 0o755
 PROGRAM_MODE = 0o755
 FILE_MODE = 0o644
+
+# What is read and written at a time; tarfile's own 16 KB would cost more than hashing.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +102,30 @@ def write_layer(
     Returns:
         Its descriptor, annotated with the role, and its diff_id.
     """
-    with store.writer() as blob, ExitStack() as stack:
-        sink: _Sink = blob
-        if compression:
-            # The stack closes it, which writes its end, before the blob is finished.
-            sink = stack.enter_context(
-                gzip.GzipFile(
-                    filename="", mode="wb", fileobj=cast(IO[bytes], blob), compresslevel=compression, mtime=0
-                )
-            )
-        hashing = _HashingSink(sink)
-        write_tar(hashing, files, stop)
-        stack.close()
-    media_type = OCI_LAYER_GZIP if compression else OCI_LAYER_TAR
-    return blob.blob.describe(media_type, {ROLE_ANNOTATION: role}), hashing.digest
+    annotations = {ROLE_ANNOTATION: role}
+    with store.writer() as blob:
+        if not compression:
+            write_tar(blob, files, stop)
+            return blob.blob.describe(OCI_LAYER_TAR, annotations), blob.digest
+        with gzip.GzipFile(
+            filename="", mode="wb", fileobj=cast(IO[bytes], blob), compresslevel=compression, mtime=0
+        ) as compressed:
+            hashing = _HashingSink(compressed)
+            write_tar(hashing, files, stop)
+    return blob.blob.describe(OCI_LAYER_GZIP, annotations), hashing.digest
 
 
 def write_tar(sink: _Sink, files: Iterable[LayerFile], stop: threading.Event | None = None) -> None:
     """Write the tar alone; see `write_layer`."""
     by_path = {file.path: file for file in files}
     folders = {parent for path in by_path for parent in _parents(path)}
-    with tarfile.open(fileobj=cast(IO[bytes], sink), mode="w|", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(
+        fileobj=cast(IO[bytes], sink),
+        mode="w|",
+        format=tarfile.PAX_FORMAT,
+        bufsize=_BLOCK,
+        copybufsize=_BLOCK,
+    ) as tar:
         for path in sorted(folders | by_path.keys()):
             if stop is not None and stop.is_set():
                 raise BuildCancelledError("the build was cancelled")

@@ -26,8 +26,6 @@ from publisher.cli.output import (
     show_rows,
     size_text,
 )
-from publisher.deployment_file import DeploymentFile, read_deployment
-from publisher.deployment_request import deployment_model, deployment_request
 from publisher.environments import read_environment
 from publisher.errors import UsageError
 from publisher.image_plan import DEFAULT_MESSAGES
@@ -38,6 +36,7 @@ from publisher.workspace import Workspace
 
 if TYPE_CHECKING:
     from edge_containers.registry_client import BasicCredentials
+    from publisher.deployment_file import DeploymentFile
 
 app = command_group("Build scoring images, push and export them.")
 
@@ -172,11 +171,12 @@ def build(
     """Build a scoring image for every platform."""
     deployment = _deployment(file, model, script, include)
     workspace = Workspace.open()
-    registered = (
-        (deployment_model(workspace, deployment, progress),)
-        if deployment
-        else tuple(Model(workspace, id=each) for each in model or ())
-    )
+    if deployment is None:
+        registered = tuple(Model(workspace, id=each) for each in model or ())
+    else:
+        from publisher.deployment_request import deployment_model
+
+        registered = (deployment_model(workspace, deployment, progress),)
     python = workspace.settings.environment.python
     environment = read_environment(requirements, conda_file, python, extras=extra or ())
     request = BuildRequest(
@@ -201,6 +201,8 @@ def build(
         description=description,
     )
     if deployment is not None and file is not None:
+        from publisher.deployment_request import deployment_request
+
         request = deployment_request(request, deployment, file)
         request = replace(request, base=base or request.base)
     request = request.with_own_script()
@@ -228,6 +230,8 @@ def _deployment(
         return None
     if given:
         raise typer.BadParameter(f"{given[0]} is said by the deployment file: give {given[0]} or -f")
+    from publisher.deployment_file import read_deployment
+
     return read_deployment(file)
 
 
