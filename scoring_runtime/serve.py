@@ -10,8 +10,8 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from .data_plane import DataPlane, Scorer
+    from .fast_path import FastScore
     from .inference_v2 import InferenceV2
-    from .late_app import LateApp
-    from .server import ModuleServer
 
 log = logging.getLogger("scoring_runtime")
 
@@ -152,87 +151,105 @@ def _serve(settings: Settings, seat: Seat) -> int:
         from .golden import check_golden
 
         check_golden(settings.golden, scorer)
-
-    from .data_plane import DataPlane
-    from .fast_path import FastScore
-    from .late_app import LateApp
-    from .run_timer import RunTimer
-    from .schema import SwaggerDocuments
-    from .server import ModuleServer
-
-    timer = RunTimer(settings.scoring_timeout_ms, getattr(scorer, "stops", None))
-    metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
-    metrics.gauge("runs_overdue", lambda: float(timer.overdue))
-    plane = DataPlane(scorer, metrics, timer, seat.expect_silence)
-    pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
-    readiness = Readiness(settings.model)
-    documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
-    health_headers = _show_providers(scorer, metrics, readiness)
-
-    def build_app() -> ASGIApp:
-        from .app import ScoringApp
-
-        return ScoringApp(
-            plane,
-            pool,
-            readiness=readiness,
-            documents=documents,
-            metrics=metrics,
-            body_limit_bytes=settings.body_limit_bytes,
-            cors_origins=settings.cors_origins,
-            body_timeout_s=settings.body_timeout_s,
-            v2=_inference_v2(settings, scorer, plane, metrics, readiness),
-            health_headers=health_headers,
-            access_log=settings.access_log,
-        ).asgi()
-
-    late = LateApp(build_app)
-    server = ModuleServer(
-        late,
-        readiness,
-        public=public,
-        health=health,
-        hold=settings.hold,
-        early=seat.early,
-        traffic=_message_traffic(settings, plane, pool, readiness, metrics, worker=seat.number),
-        headers=[(b"x-ms-server-version", f"edgewright/{VERSION}".encode())] if settings.says_version else [],
-        # An access line needs what the general path knows of a request; both together would not be fast.
-        fast=None
-        if settings.access_log
-        else FastScore.over(
-            scorer,
-            plane,
-            pool,
-            metrics,
-            body_limit_bytes=settings.body_limit_bytes,
-            body_timeout_s=settings.body_timeout_s,
-        ),
-    )
-    stuck = threading.Event()
-
-    def replace_this_worker() -> None:
-        log.error("a run() cannot be stopped and keeps its thread: this worker is replaced")
-        stuck.set()
-        pool.refuse("this worker is being replaced; try again")
-        server.abandon()
-
-    timer.on_stuck = replace_this_worker
+    module = _Module(settings, seat, scorer, metrics, (public, health))
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not look at it again
     log.info("%s is ready after %.0f ms", settings.model, (time.monotonic() - started) * 1000)
-    clean = asyncio.run(_serve_and_beat(server, late, seat, metrics, silence_s))
+    clean = asyncio.run(_serve_and_beat(module, seat, metrics, silence_s))
     _write_collected()
-    code = EXIT_STUCK if stuck.is_set() else 0
-    if not clean or pool.is_busy:
+    if not clean or module.pool.is_busy:
         # A run() that has not returned sits in a daemon thread; ending the interpreter under it may crash.
         logging.shutdown()
-        os._exit(code)
-    return code
+        os._exit(module.exit_code)
+    return module.exit_code
 
 
-async def _serve_and_beat(
-    server: ModuleServer, late: LateApp, seat: Seat, metrics: Metrics, silence_s: float
-) -> bool:
+class _Module:
+    """One loaded model or script, and everything that serves it in this process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        seat: Seat,
+        scorer: Scorer,
+        metrics: Metrics,
+        sockets: tuple[socket.socket, socket.socket | None],
+    ) -> None:
+        """`sockets`: the public one and the one for health."""
+        from .data_plane import DataPlane
+        from .late_app import LateApp
+        from .run_timer import RunTimer
+        from .schema import SwaggerDocuments
+        from .server import ModuleServer
+
+        self._settings, self._scorer, self._metrics = settings, scorer, metrics
+        timer = RunTimer(
+            settings.scoring_timeout_ms, getattr(scorer, "stops", None), self._replace_this_worker
+        )
+        metrics.gauge("runs_in_flight", lambda: float(timer.in_flight))
+        metrics.gauge("runs_overdue", lambda: float(timer.overdue))
+        self.exit_code = 0
+        self.pool = WorkerPool(max(settings.threads, getattr(scorer, "parallel_runs", 1)))
+        self._plane = DataPlane(scorer, metrics, timer, seat.expect_silence)
+        self._readiness = Readiness(settings.model)
+        self._documents = SwaggerDocuments(scorer.signature, settings.service, settings.app_root)
+        self._health_headers = _show_providers(scorer, metrics, self._readiness)
+        public, health = sockets
+        version = (b"x-ms-server-version", f"edgewright/{VERSION}".encode())
+        self.app = LateApp(self._build_app)
+        self.server = ModuleServer(
+            self.app,
+            self._readiness,
+            public=public,
+            health=health,
+            hold=settings.hold,
+            early=seat.early,
+            traffic=_message_traffic(
+                settings, self._plane, self.pool, self._readiness, metrics, worker=seat.number
+            ),
+            headers=[version] if settings.says_version else [],
+            # An access line needs what the general path knows of a request; both together would not be fast.
+            fast=None if settings.access_log else self._fast_score(),
+        )
+
+    def _fast_score(self) -> FastScore | None:
+        from .fast_path import FastScore
+
+        return FastScore.over(
+            self._scorer,
+            self._plane,
+            self.pool,
+            self._metrics,
+            body_limit_bytes=self._settings.body_limit_bytes,
+            body_timeout_s=self._settings.body_timeout_s,
+        )
+
+    def _build_app(self) -> ASGIApp:
+        from .app import ScoringApp
+
+        settings = self._settings
+        return ScoringApp(
+            self._plane,
+            self.pool,
+            readiness=self._readiness,
+            documents=self._documents,
+            metrics=self._metrics,
+            body_limit_bytes=settings.body_limit_bytes,
+            cors_origins=settings.cors_origins,
+            body_timeout_s=settings.body_timeout_s,
+            v2=_inference_v2(settings, self._scorer, self._plane, self._metrics, self._readiness),
+            health_headers=self._health_headers,
+            access_log=settings.access_log,
+        ).asgi()
+
+    def _replace_this_worker(self) -> None:
+        log.error("a run() cannot be stopped and keeps its thread: this worker is replaced")
+        self.exit_code = EXIT_STUCK
+        self.pool.refuse("this worker is being replaced; try again")
+        self.server.abandon()
+
+
+async def _serve_and_beat(module: _Module, seat: Seat, metrics: Metrics, silence_s: float) -> bool:
     async def beat() -> None:
         while True:
             await asyncio.sleep(pause_s)
@@ -241,10 +258,10 @@ async def _serve_and_beat(
 
     pause_s = min(max(silence_s / 10, 0.1), 1.0)
     seat.ready()
-    asyncio.get_running_loop().call_later(_APP_AFTER_S, late.start)
+    asyncio.get_running_loop().call_later(_APP_AFTER_S, module.app.start)
     beating = asyncio.ensure_future(beat())
     try:
-        return await server.serve()
+        return await module.server.serve()
     finally:
         beating.cancel()
 
