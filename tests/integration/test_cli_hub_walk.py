@@ -742,4 +742,6 @@ def test_hub_of_the_environment_is_used_and_its_mistakes_are_named(user: User) -
     assert "another hub" in user.run("hub", "status", **{variable: own}).err
     user.fail("device", "list", code=2, says=(variable, "HostName"), **{variable: "SharedAccessKey=c2VjcmV0"})
     user.fail("hub", "monitor", says=(variable,), **{variable: own}, **ca_file)
-    user.fail("registry", "credentials", "digits", says=("not the embedded one",), **{variable: own}, **ca_file)
+    user.fail(
+        "registry", "credentials", "digits", says=("not the embedded one",), **{variable: own}, **ca_file
+    )
