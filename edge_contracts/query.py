@@ -250,13 +250,15 @@ class _ClauseParser(QueryParser):
         return tuple(elements)
 
     def _element(self, number: int) -> Element:
-        for aggregate in (_COUNT, *_AGGREGATES):
+        if self.accept(_COUNT, "("):
+            expected = "')'" if self.accept("*") else "'*' or ')', as COUNT counts rows"
+            self.expect(")", expected)
+            return Element(self._alias() or f"${number}", None, _COUNT)
+        for aggregate in _AGGREGATES:
             if self.accept(aggregate, "("):
-                path = None if aggregate == _COUNT else self.path()
-                if path is None:
-                    self.accept("*")
-                self.expect(")", "')'")
-                return Element(self._alias() or f"${number}", path, aggregate)
+                of = self.path()
+                self.expect(")", "'.' or ')'")
+                return Element(self._alias() or f"${number}", of, aggregate)
         path = self.path("*, the path of a property or an aggregate (COUNT, SUM, AVG, MIN, MAX)")
         return Element(self._alias() or path.name, path)
 

@@ -181,7 +181,15 @@ _HUB_NAMES = {
         *("connectionState", "connectionStateUpdatedTime", "lastActivityTime", "cloudToDeviceMessageCount"),
         *("authenticationType", "x509Thumbprint", "version", "tags", "properties", "capabilities"),
         *("deviceScope", "parentScopes", "configurations", "modelId", "managedBy"),
-        *("jobId", "jobType", "startTimeUtc", "endTimeUtc", "createdDateTimeUtc", "lastUpdatedDateTimeUtc"),
+        *(
+            "jobId",
+            "jobType",
+            "startTimeUtc",
+            "endTimeUtc",
+            "createdTimeUtc",
+            "createdDateTimeUtc",
+            "lastUpdatedDateTimeUtc",
+        ),
     )
 }
 _NAMES_BELOW = {

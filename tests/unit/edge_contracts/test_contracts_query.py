@@ -299,6 +299,7 @@ def test_aggregates_that_json_cannot_hold_are_left_out() -> None:
             "at character 8: expected aggregates or tags.a, as rows stand for groups, found 'tags'",
         ),
         ("SELECT tags.a, x.a FROM devices", "at character 16: expected another name than 'a'"),
+        ("SELECT COUNT(tags.a) FROM devices", "at character 14: expected '*' or ')', as COUNT counts rows"),
         ("SELECT SUM() FROM devices", "at character 12: expected the path of a property"),
         ("SELECT deviceId FROM devices.jobs", "at character 8: expected '*'"),
         ("SELECT * FROM devices.jobs GROUP BY jobId", "at character 28: expected no GROUP BY"),
