@@ -372,7 +372,12 @@ def test_device_from_create_to_delete(user: User) -> None:
         listed = user.run("device", "list", "--query", condition, "--json").document
         assert [row["deviceId"] for row in listed] == found
     user.fail(
-        "device", "list", "--query", "tags.b == 2", says=("'--query' at character 9: expected a property",)
+        "device",
+        "list",
+        "--query",
+        "tags.b == 2",
+        code=2,
+        says=("'--query' at character 9: expected a property",),
     )
     exists = user.fail("device", "create", "d-1", says=("'d-1'", "DeviceAlreadyExists"))
     assert "next: edgewright device show d-1" in exists.err
