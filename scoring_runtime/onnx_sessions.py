@@ -29,19 +29,21 @@ LONG_S = 1e-3
 # Two sessions hold the weights twice; a larger model has one, with all processors, and runs one at a time.
 _MOST_TWICE_BYTES = 64 * 1024 * 1024
 
-# So many lone runs are judged together; with all processors they must take less than this part of what one takes.
+# So many lone runs are judged together; with all processors they must take less than this part of what one takes now:
+# a busy machine slows both.
 _JUDGED = 4
-_GAIN = 0.9
+_GAIN = 0.95
+_NEW_PART = 0.2
 # After a bad judgement so many lone runs have one processor; each time twice as many, while it stays bad.
 _FIRST_PAUSE = 16
-_LONGEST_PAUSE = 1024
+_LONGEST_PAUSE = 256
 
 
 class LoneRuns:
     """Whether lone runs gain from all processors; told how long each of those took."""
 
     def __init__(self, single_s: float) -> None:
-        self._limit_s = _JUDGED * _GAIN * single_s
+        self._single_s = single_s
         self._judged = 0
         self._total_s = 0.0
         self._pause = 0
@@ -54,12 +56,16 @@ class LoneRuns:
             return False
         return True
 
+    def saw_single(self, seconds: float) -> None:
+        """How long a lone run took with one processor."""
+        self._single_s += _NEW_PART * (seconds - self._single_s)
+
     def saw(self, seconds: float) -> None:
         self._judged += 1
         self._total_s += seconds
         if self._judged < _JUDGED:
             return
-        if self._total_s > self._limit_s:
+        if self._total_s > _JUDGED * _GAIN * self._single_s:
             self._pause = self._next_pause
             self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
         else:
@@ -157,29 +163,17 @@ class OnnxSessions:
     ) -> list[Any]:
         with self._lock:
             self._running += 1
-            is_lone = self._running == 1 and self._lone_runs.gain()
+            is_lone = self._running == 1
+            session = whole if is_lone and self._lone_runs.gain() else self.first
+        started = time.perf_counter()
         try:
-            if not is_lone:
-                return list(self.first.run(outputs, arguments, options))
-            return self._run_alone(whole, outputs, arguments, options)
+            return list(session.run(outputs, arguments, options))
         finally:
             with self._lock:
+                if is_lone and self._running == 1:  # else it had company for a part of its time
+                    told = self._lone_runs.saw if session is whole else self._lone_runs.saw_single
+                    told(time.perf_counter() - started)
                 self._running -= 1
-
-    def _run_alone(
-        self,
-        whole: ort.InferenceSession,
-        outputs: Sequence[str],
-        arguments: Mapping[str, Any],
-        options: ort.RunOptions,
-    ) -> list[Any]:
-        started = time.perf_counter()
-        result = list(whole.run(outputs, arguments, options))
-        seconds = time.perf_counter() - started
-        with self._lock:
-            if self._running == 1:  # else it had company for a part of its time
-                self._lone_runs.saw(seconds)
-        return result
 
 
 def _session(
